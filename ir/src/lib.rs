@@ -1,0 +1,17 @@
+//! awqc-ir
+
+pub mod id;
+pub mod module;
+pub mod op;
+pub mod region;
+pub mod tensor;
+pub mod ty;
+pub mod weight;
+
+pub use id::{DataId, NodeId, ValueId, WeightId};
+pub use module::{FusedDef, Module};
+pub use op::{Op, OpError, OpInfo, Operand};
+pub use region::{Data, Def, Node, Region, RegionName, Uses, Value};
+pub use tensor::{RawTensor, Stored, TensorError, TensorInfo, TensorSource};
+pub use ty::{Dim, Elem, Group, Layout, Name, Quant, Type};
+pub use weight::{DataMap, DataRef, Weight, WeightExpr};

@@ -1,0 +1,80 @@
+//! Scaled dot-product attention.
+
+use serde::{Deserialize, Serialize};
+
+use super::law::{ChannelMap, Law, Port};
+use super::{OpError, OpInfo, Slot, channels, floats, is_default};
+use crate::module::FusedDef;
+use crate::ty::Type;
+
+/// `sdpa q, k, v`: `q: T[B,S,heads·D]`, `k: T[B,S,kv_heads·D]`, `v: T[B,S,kv_heads·E]` to `T[B,S,heads·E]`.
+///
+/// `softmax(cap(scale · q kᵀ) + mask) v`, head by head; query head `h` reads key/value head `h / (heads/kv_heads)`.
+/// A causal `sdpa` at position `i` depends on positions up to `i` only, so an executor may keep `k` and `v` of
+/// earlier positions (the KV cache) and run the new ones alone.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sdpa {
+    /// Position `i` sees positions up to `i`.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub causal: bool,
+    /// Query heads.
+    pub heads: u64,
+    /// Key/value heads: a divisor of `heads`.
+    pub kv_heads: u64,
+    /// The factor on the scores; `1/√D` if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale: Option<f64>,
+    /// Position `i` sees the last `window` positions only, itself included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<u64>,
+    /// Scores become `c · tanh(score / c)` before the mask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub softcap: Option<f64>,
+}
+
+impl Sdpa {
+    /// Channels of one query or key head, given the type of `q`.
+    pub fn head_dim(&self, q: &Type) -> u64 {
+        q.channels().unwrap_or(0) / self.heads.max(1)
+    }
+}
+
+impl OpInfo for Sdpa {
+    const MNEMONIC: &'static str = "sdpa";
+    const OPERANDS: &'static [Slot] = &[Slot::Value, Slot::Value, Slot::Value];
+
+    fn infer(&self, operands: &[&Type], _: &[FusedDef]) -> Result<Vec<Type>, OpError> {
+        let (q, k, v) = (operands[0], operands[1], operands[2]);
+        for (what, ty) in [("q", q), ("k", k), ("v", v)] {
+            floats(&format!("{what} of sdpa"), ty)?;
+            if ty.rank() != 3 || ty.shape[..2] != q.shape[..2] {
+                return OpError::new(format!("{what} of sdpa must be [B,S,C] like q, this is {ty}"));
+            }
+        }
+        if self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) || self.heads == 0 {
+            return OpError::new(format!("{} query heads cannot share {} key/value heads", self.heads, self.kv_heads));
+        }
+        let (cq, ck, cv) = (channels(q)?, channels(k)?, channels(v)?);
+        if cq % self.heads != 0 || ck % self.kv_heads != 0 || cq / self.heads != ck / self.kv_heads {
+            return OpError::new(format!("q {q} with {} heads and k {k} with {} heads differ in head size", self.heads, self.kv_heads));
+        }
+        if cv % self.kv_heads != 0 {
+            return OpError::new(format!("v {v} does not divide into {} heads", self.kv_heads));
+        }
+        if self.window == Some(0) {
+            return OpError::new("a window of 0 positions sees nothing");
+        }
+        Ok(vec![q.with_last((cv / self.kv_heads * self.heads).into())])
+    }
+
+    fn scale_law(&self, operands: &[&Type], _: &[&Type]) -> Vec<Law> {
+        let width = operands[2].channels().unwrap_or(0) / self.kv_heads.max(1);
+        let map = ChannelMap::Grouped { width, times: self.heads / self.kv_heads.max(1) };
+        vec![
+            Law::Pin(Port::Operand(0)),
+            Law::Pin(Port::Operand(1)),
+            Law::Tie { left: Port::Result(0), right: Port::Operand(2), map },
+        ]
+    }
+}

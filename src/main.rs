@@ -1,0 +1,2 @@
+//! awqc
+fn main() {}
