@@ -1,7 +1,7 @@
 //! Weight expressions: what a weight *is*, as a lazy term over checkpoint tensors. Nothing here touches numbers.
 
 use crate::id::{DataId, WeightId};
-use crate::ty::{Dim, Elem, Group, Layout, Name, Type};
+use crate::ty::{Dim, Group, Layout, Name, Type};
 
 /// One weight of a region: a lazy expression and its type.
 #[derive(Clone, Debug, PartialEq)]

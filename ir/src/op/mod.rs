@@ -249,7 +249,3 @@ pub(crate) fn vector(what: &str, ty: &Type, len: u64) -> Result<(), OpError> {
         OpError::new(format!("{what} must be a float vector [{len}], this is {ty}"))
     }
 }
-
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct NoAttributes {}
