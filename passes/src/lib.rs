@@ -8,5 +8,5 @@ pub mod rtn;
 
 pub use exec::{ExecError, Executor, Tensor};
 pub use facts::{Facts, InputStats};
-pub use pass::{Changed, Fidelity, Pass, PassCx, PassError};
+pub use pass::{Budget, Changed, Fidelity, Pass, PassCx, PassError};
 pub use remark::{Remark, RemarkKind, Remarks};

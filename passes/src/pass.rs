@@ -58,6 +58,29 @@ pub struct PassCx<'a> {
     pub shared: &'a BTreeSet<String>,
     /// Whether this is the module's last region.
     pub last: bool,
+    /// How many rewrites may still be applied; [`Budget::default`] allows any number.
+    pub budget: &'a mut Budget,
+}
+
+/// A number of rewrites that may still be applied: what `--max-rewrites` sets, to bisect a bad one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Budget(Option<u64>);
+
+impl Budget {
+    /// At most `n` rewrites.
+    pub fn of(n: u64) -> Self {
+        Self(Some(n))
+    }
+
+    /// Whether one more is allowed.
+    pub fn allows(self) -> bool {
+        self.0 != Some(0)
+    }
+
+    /// Counts one rewrite.
+    pub fn spend(&mut self) {
+        self.0 = self.0.map(|n| n.saturating_sub(1));
+    }
 }
 
 /// A named, configured transformation of one region. Same region, options and facts: same result, byte for byte.
@@ -77,6 +100,11 @@ pub trait Pass: Sized {
     /// # Errors
     /// When the options contradict each other.
     fn new(options: Self::Options) -> Result<Self, PassError>;
+
+    /// The quantization that this pass will apply; passes before it see it as [`PassCx::scheme`].
+    fn scheme(&self) -> Option<Quant> {
+        None
+    }
 
     /// Transforms a region.
     ///
