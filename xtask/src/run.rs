@@ -1,0 +1,46 @@
+//! Running other programs from the project's root.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+/// The project's root folder.
+pub(crate) fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf)
+}
+
+/// A command in the project's root.
+pub(crate) fn command(program: &str, args: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.args(args).current_dir(root());
+    command
+}
+
+/// Runs a command whose output goes to the terminal; fails if it fails.
+pub(crate) fn run(program: &str, args: &[&str]) -> Result<()> {
+    eprintln!("$ {program} {}", args.join(" "));
+    let status = command(program, args).status().with_context(|| format!("cannot start {program}: is it installed?"))?;
+    if !status.success() {
+        bail!("{program} {} failed ({status})", args.join(" "));
+    }
+    Ok(())
+}
+
+/// Runs a command and returns its standard output; its standard error goes to the terminal.
+pub(crate) fn capture(program: &str, args: &[&str]) -> Result<String> {
+    eprintln!("$ {program} {}", args.join(" "));
+    let out = command(program, args)
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot start {program}: is it installed?"))?;
+    if !out.status.success() {
+        bail!("{program} {} failed ({})", args.join(" "), out.status);
+    }
+    String::from_utf8(out.stdout).with_context(|| format!("{program} printed something that is not UTF-8"))
+}
+
+/// The cargo that runs this tool.
+pub(crate) fn cargo() -> String {
+    std::env::var("CARGO").unwrap_or_else(|_| "cargo".into())
+}
