@@ -285,7 +285,13 @@ impl Region {
     ///
     /// # Errors
     /// When the operands do not fit the op; the region is then unchanged.
-    pub fn append(&mut self, op: Op, operands: Vec<Operand>, names: &[&str], fused: &[FusedDef]) -> Result<NodeId, OpError> {
+    pub fn append(
+        &mut self,
+        op: Op,
+        operands: Vec<Operand>,
+        names: &[&str],
+        fused: &[FusedDef],
+    ) -> Result<NodeId, OpError> {
         self.insert(self.order.len(), op, operands, names, fused)
     }
 
@@ -310,7 +316,14 @@ impl Region {
         self.order.iter().position(|n| *n == node).expect("the node was removed")
     }
 
-    fn insert(&mut self, at: usize, op: Op, operands: Vec<Operand>, names: &[&str], fused: &[FusedDef]) -> Result<NodeId, OpError> {
+    fn insert(
+        &mut self,
+        at: usize,
+        op: Op,
+        operands: Vec<Operand>,
+        names: &[&str],
+        fused: &[FusedDef],
+    ) -> Result<NodeId, OpError> {
         let types: Vec<&Type> = operands.iter().map(|o| self.operand_type(*o)).collect();
         let kinds: Vec<bool> = operands.iter().map(|o| o.weight().is_some()).collect();
         let results = op.infer(&kinds, &types, fused)?;
@@ -357,6 +370,16 @@ impl Region {
     pub fn remove(&mut self, id: NodeId) {
         self.nodes[id.index()] = None;
         self.order.retain(|n| *n != id);
+    }
+
+    /// Removes many nodes; otherwise as [`Region::remove`].
+    pub fn remove_all(&mut self, ids: &BTreeSet<NodeId>) {
+        for id in ids {
+            if let Some(slot) = self.nodes.get_mut(id.index()) {
+                *slot = None;
+            }
+        }
+        self.order.retain(|n| !ids.contains(n));
     }
 
     /// Changes one operand of a node. The verifier checks that it still fits.

@@ -92,7 +92,9 @@ pub trait TensorSource: Send + Sync {
     /// As [`TensorSource::read`], and when the storage is not a float type or a number is NaN or infinite.
     fn read_f32(&self, name: &str) -> Result<Vec<f32>, TensorError> {
         let raw = self.read(name)?;
-        let values = raw.to_f32().ok_or_else(|| TensorError(format!("tensor `{name}` holds {}, floats are needed here", raw.info.stored)))?;
+        let values = raw
+            .to_f32()
+            .ok_or_else(|| TensorError(format!("tensor `{name}` holds {}, floats are needed here", raw.info.stored)))?;
         match values.iter().position(|v| !v.is_finite()) {
             None => Ok(values),
             Some(at) => Err(TensorError(format!(

@@ -86,11 +86,7 @@ impl Quant {
 
     /// Smallest and largest code.
     pub fn code_range(self) -> (i32, i32) {
-        if self.symmetric {
-            (-(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1)
-        } else {
-            (0, (1 << self.bits) - 1)
-        }
+        if self.symmetric { (-(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1) } else { (0, (1 << self.bits) - 1) }
     }
 
     /// Bits stored per weight of a row of `len` elements, scales (f16) and zero points included.

@@ -146,7 +146,11 @@ impl WeightExpr {
     ///
     /// # Errors
     /// A sentence that says why the children do not fit.
-    pub fn infer_shape(&self, child: impl Fn(WeightId) -> Type, data: impl Fn(DataId) -> Vec<u64>) -> Result<Option<Vec<Dim>>, String> {
+    pub fn infer_shape(
+        &self,
+        child: impl Fn(WeightId) -> Type,
+        data: impl Fn(DataId) -> Vec<u64>,
+    ) -> Result<Option<Vec<Dim>>, String> {
         let scaled = |of: &WeightId, axis: usize, by: &DataRef| {
             let ty = child(*of);
             let Some(dim) = ty.shape.get(axis).and_then(Dim::as_const) else {

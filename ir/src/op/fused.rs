@@ -25,7 +25,12 @@ impl OpInfo for Fused {
         };
         let body = &def.body;
         if operands.len() != body.params().len() {
-            return OpError::new(format!("@{} takes {} operands, {} are given", self.callee, body.params().len(), operands.len()));
+            return OpError::new(format!(
+                "@{} takes {} operands, {} are given",
+                self.callee,
+                body.params().len(),
+                operands.len()
+            ));
         }
         for (i, (got, param)) in operands.iter().zip(body.params()).enumerate() {
             let want = body.operand_type(*param);

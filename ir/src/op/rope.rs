@@ -126,7 +126,10 @@ impl OpInfo for Rope {
         floats("the input of rope", x)?;
         let c = channels(x)?;
         if x.rank() != 3 || self.heads == 0 || !c.is_multiple_of(self.heads) {
-            return OpError::new(format!("the input of rope must be [B,S,C] with C a multiple of {} heads, this is {x}", self.heads));
+            return OpError::new(format!(
+                "the input of rope must be [B,S,C] with C a multiple of {} heads, this is {x}",
+                self.heads
+            ));
         }
         if cos != sin || cos.rank() != 2 || cos.shape[0] != x.shape[1] {
             return OpError::new(format!("the angles of rope must be two equal [S,P], these are {cos} and {sin}"));

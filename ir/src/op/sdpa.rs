@@ -57,7 +57,10 @@ impl OpInfo for Sdpa {
         }
         let (cq, ck, cv) = (channels(q)?, channels(k)?, channels(v)?);
         if cq % self.heads != 0 || ck % self.kv_heads != 0 || cq / self.heads != ck / self.kv_heads {
-            return OpError::new(format!("q {q} with {} heads and k {k} with {} heads differ in head size", self.heads, self.kv_heads));
+            return OpError::new(format!(
+                "q {q} with {} heads and k {k} with {} heads differ in head size",
+                self.heads, self.kv_heads
+            ));
         }
         if cv % self.kv_heads != 0 {
             return OpError::new(format!("v {v} does not divide into {} heads", self.kv_heads));

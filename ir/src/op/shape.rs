@@ -24,7 +24,10 @@ impl OpInfo for Split {
         let c = channels(operands[0])?;
         let total = self.sizes.iter().try_fold(0u64, |a, b| a.checked_add(*b));
         if total != Some(c) || self.sizes.is_empty() || self.sizes.contains(&0) {
-            return OpError::new(format!("split of {} into {:?}: the sizes must be positive and add up to {c}", operands[0], self.sizes));
+            return OpError::new(format!(
+                "split of {} into {:?}: the sizes must be positive and add up to {c}",
+                operands[0], self.sizes
+            ));
         }
         Ok(self.sizes.iter().map(|s| operands[0].with_last((*s).into())).collect())
     }
