@@ -1,7 +1,12 @@
 //! Round-to-nearest group quantization: from f32 rows to codes, scales and zero points, and back.
+//!
+//! [`Grid`] is the one definition of the rounding rule; everything that searches (scales, clip bounds) uses it through
+//! the vector kernels of [`kernel`], so that what a search predicts is what [`quantize`] does.
+
+pub mod kernel;
 
 use awqc_ir::Quant;
-use half::f16;
+use rayon::prelude::*;
 
 /// A quantized matrix, one code a byte.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,14 +33,19 @@ impl Codes {
 
     /// The numbers that the codes stand for: `(code − zero) · scale`, `[rows, cols]`.
     pub fn decode(&self) -> Vec<f32> {
-        let (group, groups) = (self.quant.group.len(self.cols), self.groups());
-        let mut out = Vec::with_capacity(self.codes.len());
-        for (r, row) in self.codes.chunks(self.cols.max(1)).enumerate() {
-            for (g, codes) in row.chunks(group).enumerate() {
-                let (scale, zero) = (self.scales[r * groups + g], i16::from(self.zeros[r * groups + g]));
-                out.extend(codes.iter().map(|c| f32::from(i16::from(*c) - zero) * scale));
-            }
-        }
+        let (cols, groups) = (self.cols.max(1), self.groups().max(1));
+        let group = self.quant.group.len(self.cols);
+        let mut out = vec![0.0; self.codes.len()];
+        let rows = out.par_chunks_mut(cols).zip(self.codes.par_chunks(cols));
+        rows.zip(self.scales.par_chunks(groups)).zip(self.zeros.par_chunks(groups)).for_each(
+            |(((out, codes), scales), zeros)| {
+                let parts = out.chunks_mut(group).zip(codes.chunks(group));
+                for ((out, codes), (scale, zero)) in parts.zip(scales.iter().zip(zeros)) {
+                    let zero = i16::from(*zero);
+                    out.iter_mut().zip(codes).for_each(|(o, c)| *o = f32::from(i16::from(*c) - zero) * scale);
+                }
+            },
+        );
         out
     }
 }
@@ -43,7 +53,7 @@ impl Codes {
 /// The grid of one group: what a code stands for is `(code − zero) · scale`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Grid {
-    /// Step, representable in f16.
+    /// Step, representable in f16; 0 for a group that holds nothing but (what rounds to) zeros.
     pub scale: f32,
     /// The code of 0.
     pub zero: f32,
@@ -53,61 +63,87 @@ pub struct Grid {
 
 impl Grid {
     /// The grid that spans `[lo, hi]`, widened to contain 0, so that 0 is always representable.
+    #[inline(always)]
     pub fn spanning(quant: Quant, lo: f32, hi: f32) -> Self {
         let max = f32::from((1u16 << quant.bits) - 1);
         let (lo, hi) = (lo.min(0.0), hi.max(0.0));
         if quant.symmetric {
             let half = f32::from(1u16 << (quant.bits - 1));
-            let scale = f16::from_f32(hi.max(-lo) / (half - 1.0)).to_f32();
-            return Self { scale, zero: half, max };
+            return Self { scale: round_f16(hi.max(-lo) / (half - 1.0)), zero: half, max };
         }
-        let scale = f16::from_f32((hi - lo) / max).to_f32();
-        let zero = if scale > 0.0 { round(-lo / scale).clamp(0.0, max) } else { 0.0 };
+        let scale = round_f16((hi - lo) / max);
+        let zero = if scale > 0.0 { round((-lo / scale).min(max)) } else { 0.0 };
         Self { scale, zero, max }
     }
 
     /// The stored code nearest to `w`.
+    #[inline(always)]
     pub fn code(self, w: f32) -> f32 {
-        if self.scale > 0.0 { (round(w / self.scale) + self.zero).clamp(0.0, self.max) } else { self.zero }
+        self.signed(w) + self.zero
     }
 
     /// `w` rounded to the grid.
+    #[inline(always)]
     pub fn round(self, w: f32) -> f32 {
-        (self.code(w) - self.zero) * self.scale
+        self.signed(w) * self.scale
+    }
+
+    /// The code less the zero point. The limits are whole numbers, so limiting first and rounding then is the same as
+    /// the other way about, and the rounding sees small numbers only.
+    #[inline(always)]
+    fn signed(self, w: f32) -> f32 {
+        let (step, lo, hi) =
+            if self.scale > 0.0 { (self.scale, -self.zero, self.max - self.zero) } else { (1.0, 0.0, 0.0) };
+        let x = w / step;
+        let x = if x > lo { x } else { lo };
+        let x = if x < hi { x } else { hi };
+        round(x)
     }
 }
 
-/// Nearest integer, halves to even, for |x| < 2²²; larger numbers stay nearly as they are. Two additions, so that it
-/// vectorises on every machine.
+/// Nearest integer, halves to even, for |x| < 2²². Two additions, so that it vectorises on every machine.
+#[inline(always)]
 pub fn round(x: f32) -> f32 {
     const MAGIC: f32 = 12_582_912.0; // 1.5 · 2²³
-    if x.abs() < 4_194_304.0 { (x + MAGIC) - MAGIC } else { x }
+    (x + MAGIC) - MAGIC
 }
 
-/// Smallest and largest number of a slice.
+/// The f16 nearest to `x >= 0`, halves to even, as f32; the largest finite f16 for what is above it.
+#[inline(always)]
+pub fn round_f16(x: f32) -> f32 {
+    const LARGEST: f32 = 65504.0;
+    const SMALLEST_NORMAL: f32 = 6.103_515_6e-5; // 2⁻¹⁴
+    let bits = x.to_bits();
+    let normal = f32::from_bits((bits + 0x0fff + ((bits >> 13) & 1)) & !0x1fff);
+    // Adding 3/4 leaves a unit in the last place of 2⁻²⁴, the step of subnormal f16.
+    let subnormal = (x + 0.75) - 0.75;
+    let rounded = if x < SMALLEST_NORMAL { subnormal } else { normal };
+    if rounded < LARGEST { rounded } else { LARGEST }
+}
+
+/// Smallest and largest number of a slice; `(∞, −∞)` for none.
 pub fn range(w: &[f32]) -> (f32, f32) {
-    w.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(lo, hi), v| (lo.min(*v), hi.max(*v)))
+    kernel::range(w)
 }
 
 /// Quantizes `w`, `[rows, cols]`, to the nearest codes.
 pub fn quantize(w: &[f32], rows: usize, cols: usize, quant: Quant) -> Codes {
     let groups = quant.group.count(cols);
-    let mut out = Codes {
-        quant,
-        rows,
-        cols,
-        codes: Vec::with_capacity(w.len()),
-        scales: Vec::with_capacity(rows * groups),
-        zeros: Vec::with_capacity(rows * groups),
-    };
-    for row in w.chunks(cols.max(1)) {
-        for group in row.chunks(quant.group.len(cols)) {
-            let (lo, hi) = range(group);
-            let grid = Grid::spanning(quant, lo, hi);
-            out.codes.extend(group.iter().map(|v| grid.code(*v) as u8));
-            out.scales.push(grid.scale);
-            out.zeros.push(grid.zero as u8);
-        }
-    }
-    out
+    let mut codes = vec![0u8; w.len()];
+    let mut scales = vec![0.0f32; rows * groups];
+    let mut zeros = vec![0u8; rows * groups];
+    let parts = w.par_chunks(cols.max(1)).zip(codes.par_chunks_mut(cols.max(1)));
+    parts.zip(scales.par_chunks_mut(groups.max(1))).zip(zeros.par_chunks_mut(groups.max(1))).for_each(
+        |(((row, codes), scales), zeros)| {
+            let group = quant.group.len(cols);
+            let parts = row.chunks(group).zip(codes.chunks_mut(group));
+            for ((w, codes), (scale, zero)) in parts.zip(scales.iter_mut().zip(zeros)) {
+                let (lo, hi) = range(w);
+                let grid = Grid::spanning(quant, lo, hi);
+                kernel::codes(w, grid, codes);
+                (*scale, *zero) = (grid.scale, grid.zero as u8);
+            }
+        },
+    );
+    Codes { quant, rows, cols, codes, scales, zeros }
 }

@@ -1,0 +1,5 @@
+//! Analyses: what passes need to know about a region before they change it. None of them changes anything.
+
+pub mod gauge;
+pub mod linears;
+pub mod objective;

@@ -1,0 +1,3 @@
+//! Activation-aware weight quantization as published, step by step: what the searches of this crate are compared with.
+
+pub mod reference;

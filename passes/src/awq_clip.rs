@@ -1,0 +1,234 @@
+//! `awq-clip`: cuts off the largest weights of each group where that makes the remaining ones finer.
+//!
+//! Which bounds are best is decided in [`search`], from the weights and the Gram matrix of their input alone.
+
+mod search;
+
+use std::sync::Arc;
+
+use awqc_ir::{Data, DataId, Quant, Region, WeightExpr, WeightId};
+use serde::{Deserialize, Serialize};
+
+use crate::analysis::linears::{LinearUse, feeds_attention_scores, label, quantizable};
+use crate::awq::reference;
+use crate::awq_scale::{Mode, target};
+use crate::exec::Tensor;
+use crate::facts::InputStats;
+use crate::pass::{Changed, Fidelity, Pass, PassCx, PassError};
+use crate::quantize::GroupOption;
+use crate::remark::RemarkKind;
+pub use search::{Bounds, Plan, search};
+
+/// See the documentation of the pass.
+#[derive(Clone, Debug)]
+pub struct AwqClip {
+    options: AwqClipOptions,
+}
+
+/// Which bounds are tried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Shape {
+    /// `[−m, m]`.
+    Symmetric,
+    /// `[lo, hi]`, each end by itself.
+    #[default]
+    Asymmetric,
+}
+
+/// Which error the bounds of a group are judged by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scope {
+    /// Of the group's share of the output, by itself: the block diagonal of G.
+    Group,
+    /// Of the whole row's output, given the bounds of the other groups: groups are visited in turn, `sweeps` times.
+    #[default]
+    Row,
+}
+
+/// Which linears are left alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Skip {
+    /// None.
+    #[default]
+    None,
+    /// Those whose output ends up in the queries or keys of an attention, as published.
+    Scores,
+}
+
+/// Options of [`AwqClip`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AwqClipOptions {
+    /// Which bounds are tried.
+    pub shape: Shape,
+    /// Which error they are judged by.
+    pub scope: Scope,
+    /// Sizes tried for each end.
+    pub steps: u32,
+    /// How much of an end is cut off at most.
+    pub max_shrink: f64,
+    /// Rounds through the groups of a row, for `scope=row`.
+    pub sweeps: u32,
+    /// Which linears are left alone.
+    pub skip: Skip,
+    /// Which search.
+    pub mode: Mode,
+    /// Bits to search for, if not those of the pipeline's `quantize`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bits: Option<u8>,
+    /// Group to search for, if not that of the pipeline's `quantize`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupOption>,
+}
+
+impl Default for AwqClipOptions {
+    fn default() -> Self {
+        Self {
+            shape: Shape::default(),
+            scope: Scope::default(),
+            steps: 10,
+            max_shrink: 0.5,
+            sweeps: 2,
+            skip: Skip::default(),
+            mode: Mode::default(),
+            bits: None,
+            group: None,
+        }
+    }
+}
+
+impl Pass for AwqClip {
+    const NAME: &'static str = "awq-clip";
+    const DOC: &'static str = "\
+Limits each group of each row of the weights to a range that is chosen so that rounding it makes the least error in the
+linear's output.
+
+# Before
+`linear %x, $w` with `$w = \"…\" : f16[out,in]`.
+# After
+`$w = clip(\"…\", #lo, #hi, g128)`, the bounds in data entries `[out, groups]`.
+# Legal when
+The weight will be quantized and the statistics of its input are known.
+# Fidelity
+Lossy. Not clipping is always among the candidates: measured by its own loss, the pass never makes a row worse.
+# Options
+`shape` (asymmetric): `symmetric` tries [−m, m], `asymmetric` both ends by themselves. `scope` (row): `group` judges
+each group by its share of the output alone, `row` by the whole row's output, visiting the groups in turn; `sweeps` (2)
+times. `steps` (10) sizes are tried for an end, down to 1 − `max_shrink` (0.5) of it. `skip` (none): `scores` leaves
+linears alone that end in the queries or keys of an attention. `mode` (search): `reference` follows the published search
+on the sampled tokens. `bits`, `group`: what to search for, if not what the pipeline's `quantize` says.
+# Reference
+The clip search of the AWQ authors' program (arXiv 2306.00978), there symmetric, by group, on sampled tokens.
+";
+    type Options = AwqClipOptions;
+
+    fn fidelity() -> Fidelity {
+        Fidelity::Lossy
+    }
+
+    fn new(options: Self::Options) -> Result<Self, PassError> {
+        if options.steps == 0 || options.steps > 1000 {
+            return Err(PassError::Refused(format!("steps={} is not possible: use 1 to 1000", options.steps)));
+        }
+        if !(0.0..1.0).contains(&options.max_shrink) {
+            return Err(PassError::Refused(format!("max_shrink={} is not in 0..1", options.max_shrink)));
+        }
+        if let Some(bits) = options.bits.filter(|b| !Quant::BITS.contains(b)) {
+            return Err(PassError::Refused(format!("bits={bits} is not possible: use 2, 3, 4 or 8")));
+        }
+        Ok(Self { options })
+    }
+
+    fn run(&self, region: &mut Region, cx: &mut PassCx<'_>) -> Result<Changed, PassError> {
+        if !region.name.is_layer() {
+            return Ok(Changed::No);
+        }
+        let Some(quant) = target(cx.scheme, self.options.bits, self.options.group) else {
+            cx.remarks.push(RemarkKind::Missed, "nothing will be quantized: add `quantize` to the pipeline, or set bits");
+            return Ok(Changed::No);
+        };
+        let mut done: Vec<WeightId> = Vec::new();
+        let mut changed = Changed::No;
+        for l in quantizable(region) {
+            if done.contains(&l.weight) {
+                continue;
+            }
+            done.push(l.weight);
+            if !cx.budget.allows() {
+                break;
+            }
+            if self.clip(region, &l, quant, cx)? == Changed::Yes {
+                cx.budget.spend();
+                changed = Changed::Yes;
+            }
+        }
+        Ok(changed)
+    }
+}
+
+impl AwqClip {
+    fn clip(&self, region: &mut Region, l: &LinearUse, quant: Quant, cx: &mut PassCx<'_>) -> Result<Changed, PassError> {
+        let name = label(region, l.weight);
+        let missed = |why: &str| (RemarkKind::Missed, format!("{name}: {why}"));
+        if self.options.skip == Skip::Scores && feeds_attention_scores(region, l) {
+            let (kind, message) = missed("ends in the queries or keys of an attention");
+            cx.remarks.push(kind, message);
+            return Ok(Changed::No);
+        }
+        let Some(stats) = cx.facts.inputs.get(&l.input).filter(|s| s.tokens > 0) else {
+            let (kind, message) = missed("no statistics of its input: put `profile` before this pass");
+            cx.remarks.push(kind, message);
+            return Ok(Changed::No);
+        };
+        let weight = cx.exec.realize(region, l.weight)?;
+        let (rows, cols) = (weight.rows(), weight.cols());
+        if cols == 0 || stats.gram.len() != cols * cols {
+            let (kind, message) = missed("the statistics of its input have another size");
+            cx.remarks.push(kind, message);
+            return Ok(Changed::No);
+        }
+        let ty = region.weight(l.weight).ty.clone();
+        let bounds = match self.options.mode {
+            Mode::Search => {
+                let plan = Plan {
+                    quant,
+                    elem: ty.elem,
+                    shape: self.options.shape,
+                    scope: self.options.scope,
+                    steps: self.options.steps,
+                    max_shrink: self.options.max_shrink as f32,
+                    sweeps: self.options.sweeps,
+                };
+                search(&weight.data, cols, &stats.gram, &plan)
+            }
+            Mode::Reference => published(&weight, stats, quant),
+        };
+        cx.remarks.count("weights", 1.0);
+        cx.remarks.record(serde_json::json!({
+            "linear": name,
+            "loss_before": bounds.before,
+            "loss_after": bounds.after,
+        }));
+        let shape = vec![rows as u64, quant.group.count(cols) as u64];
+        let lo = add(region, "lo", format!("lower bounds of {name}"), &shape, bounds.lo);
+        let hi = add(region, "hi", format!("upper bounds of {name}"), &shape, bounds.hi);
+        region.wrap_weight(l.weight, ty, |of| WeightExpr::Clip { of, lo, hi, group: quant.group });
+        Ok(Changed::Yes)
+    }
+}
+
+fn add(region: &mut Region, base: &str, label: String, shape: &[u64], values: Vec<f32>) -> DataId {
+    let name = region.fresh_data_name(base);
+    region.add_data(Data { name, label: label.into(), shape: shape.to_vec(), values: Some(Arc::from(values)) })
+}
+
+/// The published bounds, from the sampled tokens. The losses are not part of that search and stay unknown.
+fn published(weight: &Tensor, stats: &InputStats, quant: Quant) -> Bounds {
+    const SAMPLE: usize = 512;
+    let found = reference::clip_search(&weight.data, &stats.sample, weight.cols(), quant, SAMPLE);
+    let lo = found.max.iter().map(|m| -m).collect();
+    Bounds { lo, hi: found.max, before: None, after: None }
+}

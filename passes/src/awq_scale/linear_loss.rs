@@ -1,0 +1,80 @@
+//! The loss of scales from the Gram matrix: tr(ΔW G ΔWᵀ) with ΔW = Q(W·s)/s − W, summed over a site's linears.
+
+use awqc_ir::Quant;
+use rayon::prelude::*;
+
+use super::candidates::Candidate;
+use super::statistics::{Consumer, SiteData};
+use super::{Mode, Weight};
+use crate::analysis::gauge::Site;
+use crate::awq::reference;
+use crate::dense::{TILE, View, energy, quadratic};
+use crate::rtn::kernel;
+
+/// The loss of each candidate.
+pub(super) fn losses(
+    data: &SiteData<'_>,
+    site: &Site,
+    quant: Quant,
+    candidates: &[Candidate],
+    weight: Weight,
+    mode: Mode,
+) -> Vec<f64> {
+    let mut total = vec![0.0f64; candidates.len()];
+    for consumer in &data.consumers {
+        let columns: Vec<Vec<f32>> = candidates.iter().map(|c| data.columns(site, consumer, &c.scales)).collect();
+        for input in &consumer.inputs {
+            let Some(stats) = data.stats_of(*input) else { continue };
+            let cols = consumer.weight.cols();
+            let factor = match weight {
+                Weight::Plain => 1.0,
+                Weight::Energy => {
+                    let output = energy(&consumer.weight.data, cols, &stats.gram);
+                    if output > 0.0 { output.recip() } else { 0.0 }
+                }
+            };
+            let losses = match mode {
+                Mode::Search => of_consumer(consumer, &stats.gram, &columns, quant),
+                Mode::Reference => columns.iter().map(|s| published(consumer, &stats.gram, s, quant)).collect(),
+            };
+            total.iter_mut().zip(losses).for_each(|(t, l)| *t += l * factor);
+        }
+    }
+    total
+}
+
+/// One loss for each vector of column factors. Tiles of rows run in parallel; each goes through all candidates while
+/// its weights are at hand.
+fn of_consumer(consumer: &Consumer, gram: &[f32], columns: &[Vec<f32>], quant: Quant) -> Vec<f64> {
+    let cols = consumer.weight.cols();
+    if cols == 0 {
+        return vec![0.0; columns.len()];
+    }
+    let inverses: Vec<Vec<f32>> = columns.iter().map(|s| s.iter().map(|v| v.recip()).collect()).collect();
+    let tiles: Vec<Vec<f64>> = consumer
+        .weight
+        .data
+        .par_chunks(TILE * cols)
+        .map_init(
+            || (Vec::new(), Vec::new()),
+            |(delta, scratch), w| {
+                delta.resize(w.len(), 0.0);
+                let one = |(s, inverse): (&Vec<f32>, &Vec<f32>)| {
+                    for (w, d) in w.chunks(cols).zip(delta.chunks_mut(cols)) {
+                        kernel::scaled_error(w, s, inverse, quant, d);
+                    }
+                    quadratic(View::new(delta, w.len() / cols, cols), gram, scratch).iter().sum()
+                };
+                columns.iter().zip(&inverses).map(one).collect()
+            },
+        )
+        .collect();
+    (0..columns.len()).map(|k| tiles.iter().filter_map(|t| t.get(k)).sum()).collect()
+}
+
+/// The same with the published way of rounding.
+fn published(consumer: &Consumer, gram: &[f32], s: &[f32], quant: Quant) -> f64 {
+    let mut delta = reference::fake_quantize(&consumer.weight.data, s, quant);
+    delta.iter_mut().zip(&consumer.weight.data).for_each(|(d, w)| *d -= w);
+    energy(&delta, consumer.weight.cols(), gram)
+}

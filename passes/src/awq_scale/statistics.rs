@@ -1,0 +1,165 @@
+//! What the search needs to know of a site: the weights that undo its scales, and the activations that they see.
+
+use awqc_ir::{Elem, Group, Region, ValueId};
+
+use crate::analysis::gauge::{ParamUse, Site, per_channel};
+use crate::analysis::linears::{quantizable, weights};
+use crate::exec::{Executor, Tensor};
+use crate::facts::{Facts, InputStats};
+use crate::pass::PassError;
+
+/// A linear whose columns the site multiplies.
+pub(super) struct Consumer {
+    /// Its place among the site's consumers.
+    pub(super) param: usize,
+    /// `[out, in]`.
+    pub(super) weight: Tensor,
+    /// The distinct values that it is used with.
+    pub(super) inputs: Vec<ValueId>,
+}
+
+/// Numbers of one site.
+pub(super) struct SiteData<'f> {
+    /// Linears to be quantized, in order.
+    pub(super) consumers: Vec<Consumer>,
+    /// Statistics by value, in order.
+    pub(super) stats: Vec<(ValueId, &'f InputStats)>,
+    /// Mean magnitude of the activation for each free scale; the root mean square over the channels that share it.
+    pub(super) x: Vec<f32>,
+    /// Largest magnitude that each scale multiplies (consumers) and divides (producers).
+    largest: Vec<(f32, f32)>,
+    limit: f32,
+}
+
+impl<'f> SiteData<'f> {
+    /// Reads the weights and finds the statistics; the inner error says why the site cannot be searched.
+    pub(super) fn gather(
+        region: &Region,
+        site: &Site,
+        exec: &dyn Executor,
+        facts: &'f Facts,
+    ) -> Result<Result<SiteData<'f>, String>, PassError> {
+        let linears = quantizable(region);
+        let mut data = SiteData {
+            consumers: Vec::new(),
+            stats: Vec::new(),
+            x: vec![0.0; site.free],
+            largest: vec![(0.0, 0.0); site.free],
+            limit: f32::MAX,
+        };
+        for (param, p) in site.consumers.iter().enumerate() {
+            data.limit = data.limit.min(limit(region.weight(p.weight).ty.elem));
+            let weight = exec.realize(region, p.weight)?;
+            for (c, entry) in p.entry.iter().enumerate() {
+                let Some(slot) = entry.and_then(|e| data.largest.get_mut(e as usize)) else { continue };
+                let column = weight.data.iter().skip(c).step_by(weight.cols().max(1));
+                slot.0 = column.fold(slot.0, |m, v| m.max(v.abs()));
+            }
+            if !weights(&linears).contains(&p.weight) {
+                continue;
+            }
+            let mut inputs: Vec<ValueId> = Vec::new();
+            for l in linears.iter().filter(|l| l.weight == p.weight) {
+                if !inputs.contains(&l.input) {
+                    inputs.push(l.input);
+                }
+            }
+            for input in &inputs {
+                let Some(stats) = facts.inputs.get(input) else {
+                    let name = &region.value(*input).name;
+                    return Ok(Err(format!("no statistics of %{name}: put `profile` before this pass")));
+                };
+                if stats.channels() != p.entry.len() || stats.gram.len() != p.entry.len() * p.entry.len() {
+                    return Ok(Err(format!("the statistics of %{} have another size", region.value(*input).name)));
+                }
+                if stats.tokens == 0 {
+                    return Ok(Err("no calibration token came by".to_owned()));
+                }
+                if !data.stats.iter().any(|(v, _)| v == input) {
+                    data.stats.push((*input, stats));
+                }
+            }
+            data.consumers.push(Consumer { param, weight, inputs });
+        }
+        if data.consumers.is_empty() {
+            return Ok(Err("none of its linears is quantized".to_owned()));
+        }
+        for p in &site.producers {
+            data.limit = data.limit.min(limit(region.weight(p.weight).ty.elem));
+            let weight = exec.realize(region, p.weight)?;
+            let inner: usize = weight.shape.iter().skip(p.axis + 1).product();
+            for (i, v) in weight.data.iter().enumerate() {
+                let channel = (i / inner.max(1)) % p.entry.len().max(1);
+                let Some(slot) = p.entry[channel].and_then(|e| data.largest.get_mut(e as usize)) else { continue };
+                slot.1 = slot.1.max((v + p.offset as f32).abs());
+            }
+        }
+        data.x = data.activation_mean(site);
+        Ok(Ok(data))
+    }
+
+    /// The statistics of a value.
+    pub(super) fn stats_of(&self, value: ValueId) -> Option<&InputStats> {
+        self.stats.iter().find(|(v, _)| *v == value).map(|(_, s)| *s)
+    }
+
+    fn activation_mean(&self, site: &Site) -> Vec<f32> {
+        let mut sums = vec![(0.0f64, 0usize); site.free];
+        for (value, stats) in &self.stats {
+            let Some(used) = site.values.iter().find(|v| v.value == *value) else { continue };
+            for (entry, x) in used.entry.iter().zip(&stats.mean_abs) {
+                if let Some(slot) = entry.and_then(|e| sums.get_mut(e as usize)) {
+                    *slot = (slot.0 + f64::from(*x).powi(2), slot.1 + 1);
+                }
+            }
+        }
+        sums.into_iter().map(|(sum, n)| (sum / n.max(1) as f64).sqrt() as f32).collect()
+    }
+
+    /// Mean relative magnitude of the weights for each free scale: over all rows of all consumers, |w| relative to the
+    /// largest of its group, averaged over the channels that share the scale.
+    pub(super) fn weight_mean(&self, site: &Site, group: Group) -> Vec<f32> {
+        let mut sums = vec![(0.0f64, 0usize); site.free];
+        for consumer in &self.consumers {
+            let (w, rows) = (&consumer.weight, consumer.weight.rows());
+            let mean = crate::awq::reference::weight_mean(&[&w.data], w.cols(), group);
+            for (entry, m) in self.entry(site, consumer).iter().zip(mean) {
+                if let Some(slot) = entry.and_then(|e| sums.get_mut(e as usize)) {
+                    *slot = (slot.0 + f64::from(m) * rows as f64, slot.1 + rows);
+                }
+            }
+        }
+        sums.into_iter().map(|(sum, n)| (sum / n.max(1) as f64) as f32).collect()
+    }
+
+    /// Whether several channels share a scale.
+    pub(super) fn tied(&self, site: &Site) -> bool {
+        let scaled = |p: &ParamUse| p.entry.iter().filter(|e| e.is_some()).count();
+        site.consumers.iter().chain(&site.producers).any(|p| scaled(p) > site.free)
+    }
+
+    /// Which scale each column of a consumer has.
+    pub(super) fn entry<'s>(&self, site: &'s Site, consumer: &Consumer) -> &'s [Option<u32>] {
+        site.consumers.get(consumer.param).map_or(&[], |p| &p.entry)
+    }
+
+    /// The factors of a consumer's columns.
+    pub(super) fn columns(&self, site: &Site, consumer: &Consumer, scales: &[f32]) -> Vec<f32> {
+        per_channel(self.entry(site, consumer), scales)
+    }
+
+    /// Whether every folded parameter can be held by its element type.
+    pub(super) fn stays_finite(&self, site: &Site, scales: &[f32]) -> bool {
+        let one = scales.iter().all(|s| *s == 1.0);
+        let fits = |(s, (up, down)): (&f32, &(f32, f32))| up * s <= self.limit && down / s <= self.limit;
+        one || (scales.len() == site.free && scales.iter().zip(&self.largest).all(fits))
+    }
+}
+
+/// The largest number that an element type holds.
+fn limit(elem: Elem) -> f32 {
+    match elem {
+        Elem::F16 => 65504.0,
+        Elem::Bf16 | Elem::F32 | Elem::I32 | Elem::Quant(_) => f32::MAX / 2.0,
+    }
+}

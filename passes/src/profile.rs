@@ -1,0 +1,84 @@
+//! `profile`: runs the calibration text through a region and keeps the statistics of what its linears read.
+
+pub mod store;
+
+use awqc_ir::{Region, ValueId};
+use serde::{Deserialize, Serialize};
+
+use crate::analysis::linears::linears;
+use crate::pass::{Changed, Fidelity, Pass, PassCx, PassError};
+
+/// See the documentation of the pass.
+#[derive(Clone, Debug)]
+pub struct Profile {}
+
+/// Options of [`Profile`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProfileOptions {}
+
+impl Pass for Profile {
+    const NAME: &'static str = "profile";
+    const DOC: &'static str = "\
+Runs the calibration stream through the region and keeps, for each distinct input of its linears, the number of
+tokens, mean and largest magnitude and Gram matrix of its channels, and a few sampled rows.
+
+# Before
+Any region.
+# After
+The same region. The passes behind this one find the statistics of its activations; the stream stands at its exit.
+# Legal when
+Always. Regions that are not layers have no linears to quantize: the stream only moves through them, and the last one
+is left out, because nothing comes after it.
+# Fidelity
+Exact: nothing changes.
+# Options
+None. Saved statistics take the place of a run when the driver is given them.
+# Reference
+The statistics of AWQ (arXiv 2306.00978, section 3.2) and, with the Gram matrix, of GPTQ (arXiv 2210.17323, section 3).
+";
+    type Options = ProfileOptions;
+
+    fn fidelity() -> Fidelity {
+        Fidelity::Exact
+    }
+
+    fn new(_: Self::Options) -> Result<Self, PassError> {
+        Ok(Self {})
+    }
+
+    fn run(&self, region: &mut Region, cx: &mut PassCx<'_>) -> Result<Changed, PassError> {
+        let taps = taps(region);
+        if taps.is_empty() && cx.last {
+            return Ok(Changed::No);
+        }
+        let stats = cx.exec.profile(region, cx.fused, &taps)?;
+        store::check(region, &taps, &stats)?;
+        cx.remarks.count("taps", taps.len() as f64);
+        for (tap, stats) in taps.iter().zip(stats) {
+            let largest = stats.max_abs.iter().copied().fold(0.0f32, f32::max);
+            cx.remarks.record(serde_json::json!({
+                "value": &*region.value(*tap).name,
+                "tokens": stats.tokens,
+                "channels": stats.channels(),
+                "max_abs": largest,
+            }));
+            cx.facts.inputs.insert(*tap, stats);
+        }
+        Ok(Changed::No)
+    }
+}
+
+/// The values whose statistics are kept: in a layer, the distinct inputs of its linears with float weights, in program
+/// order; in other regions none.
+pub fn taps(region: &Region) -> Vec<ValueId> {
+    let mut taps = Vec::new();
+    if region.name.is_layer() {
+        for l in linears(region) {
+            if !taps.contains(&l.input) {
+                taps.push(l.input);
+            }
+        }
+    }
+    taps
+}
