@@ -59,6 +59,12 @@ impl Remarks {
         *self.stats.entry((self.pass.clone(), name.to_owned())).or_default() += by;
     }
 
+    /// Keeps the largest number given under a name.
+    pub fn largest(&mut self, name: &str, value: f64) {
+        let kept = self.stats.entry((self.pass.clone(), name.to_owned())).or_insert(value);
+        *kept = kept.max(value);
+    }
+
     /// Adds a record for the report: a JSON object; `region` is set to the region that is being compiled.
     pub fn record(&mut self, mut record: serde_json::Value) {
         if let Some(map) = record.as_object_mut() {
