@@ -13,8 +13,8 @@ pub mod rope;
 pub mod sdpa;
 pub mod shape;
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
 use crate::id::{ValueId, WeightId};
@@ -164,7 +164,8 @@ macro_rules! ops {
     };
 }
 
-fn check_slots(mnemonic: &str, slots: &[Slot], weights: &[bool]) -> Result<(), OpError> {
+/// Fails unless operands of these kinds (`true` for a weight) fit the slots.
+pub(crate) fn check_slots(mnemonic: &str, slots: &[Slot], weights: &[bool]) -> Result<(), OpError> {
     let mut slots = slots.iter().peekable();
     for (i, weight) in weights.iter().enumerate() {
         let slot = match slots.peek() {

@@ -7,7 +7,7 @@ use crate::diag::{Diagnostic, Diagnostics, Place, Span};
 use super::lex::{Tok, Token, lex};
 
 /// Nesting of brackets that the parser follows; the same bound holds for the terms that it builds.
-pub(super) const DEPTH: usize = 64;
+pub(crate) const DEPTH: usize = 64;
 
 /// Why parsing stopped.
 #[derive(Clone, Debug)]

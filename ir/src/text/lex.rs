@@ -72,12 +72,12 @@ fn is_name(b: u8) -> bool {
 }
 
 /// Whether `s` is a word of the language.
-pub(super) fn is_word(s: &str) -> bool {
+pub(crate) fn is_word(s: &str) -> bool {
     s.bytes().all(is_name) && s.bytes().next().is_some_and(|b| !b.is_ascii_digit())
 }
 
 /// Whether `s` can follow a sigil.
-pub(super) fn is_sigil_name(s: &str) -> bool {
+pub(crate) fn is_sigil_name(s: &str) -> bool {
     !s.is_empty() && name_len(s.as_bytes()) == s.len()
 }
 

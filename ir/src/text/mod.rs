@@ -26,8 +26,13 @@ use crate::region::Region;
 pub use fragment::{Callee, Fragment, FragmentLine, FragmentOperand, parse_fragment};
 pub use parse::VERSION;
 
+pub(crate) use body::LONGEST;
+pub(crate) use cursor::DEPTH;
+pub(crate) use lex::{is_sigil_name, is_word};
+pub(crate) use parse::LAYERS;
+pub(crate) use print::{Entity, Form, print_mapped};
+
 use cursor::Fail;
-use print::print_mapped;
 
 /// What a template may ask about the checkpoint that it is filled in for.
 pub trait Env {
@@ -75,7 +80,7 @@ pub fn print(module: &Module) -> String {
 
 /// Writes one region of a module.
 pub fn print_region(module: &Module, region: &Region) -> String {
-    print_mapped(module, region, print::Form::Region).text
+    print_mapped(module, region, Form::Region).text
 }
 
 /// Reads attributes, with or without their braces: `{bits=4, group=128}`.
