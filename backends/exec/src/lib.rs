@@ -1,1 +1,24 @@
-//! awqc-exec
+//! Runs verified modules on any burn backend: the reference meaning of the IR, calibration, the realisation of weight
+//! expressions, and the emitters of the targets that need no kernels of their own.
+
+mod chain;
+pub mod control;
+pub mod emit;
+pub mod executor;
+mod gram;
+pub mod host;
+pub mod interp;
+pub mod layout;
+mod memo;
+pub mod realize;
+pub mod session;
+pub mod stream;
+mod synthetic;
+
+pub use control::{Control, Progress};
+pub use executor::HostExecutor;
+pub use host::Host;
+pub use interp::{Caches, ExecBackend, Interpreter, Val, Weights};
+pub use realize::{Realized, realize};
+pub use session::{Logits, Session};
+pub use stream::{Chunk, Piece, Ready, log_sum_exp, stream};

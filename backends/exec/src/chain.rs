@@ -1,0 +1,107 @@
+//! The stream of values that runs through a module's regions, and what can be said of a region as a link of it.
+
+use awqc_ir::{Dim, FusedDef, Module, Name, Op, Operand, Region, ValueId};
+use awqc_passes::ExecError;
+use burn_backend::tensor::Device;
+use burn_backend::{Backend, Slice};
+
+use crate::interp::Val;
+use crate::interp::ops::shape::narrow;
+
+/// A module's inputs for `ids`, `[batch, ids.len()/batch]`, at positions from `past`.
+pub(crate) fn start<B: Backend>(ids: Vec<i32>, batch: usize, past: usize, device: &Device<B>) -> Result<Vec<Val<B>>, ExecError> {
+    let seq = ids.len() / batch.max(1);
+    let end = past.checked_add(seq).and_then(|e| i32::try_from(e).ok());
+    let Some(end) = end else {
+        return Err(ExecError::Unavailable(format!("positions beyond 2^31 are not supported ({past} + {seq})")));
+    };
+    let positions = (end - seq as i32..end).collect();
+    Ok(vec![Val::ints(ids, &[batch, seq], device), Val::ints(positions, &[seq], device)])
+}
+
+/// Splits the stream into the inputs of `region` and what stays behind its results. Inputs that the results replace
+/// are handed over, so that kernels may reuse their memory.
+pub(crate) fn enter<B: Backend>(mut stream: Vec<Val<B>>, region: &Region) -> Result<(Vec<Val<B>>, Vec<Val<B>>), ExecError> {
+    let (params, results) = (region.value_params().count(), region.results().len());
+    if params > stream.len() {
+        return Err(ExecError::Tensor(format!("region {} takes {params} values, the stream has {}", region.name, stream.len())));
+    }
+    let rest = stream.split_off(results.min(stream.len()));
+    let missing = params.saturating_sub(stream.len());
+    stream.truncate(params);
+    stream.extend(rest.iter().take(missing).cloned());
+    Ok((stream, rest))
+}
+
+/// The symbolic dimension that counts positions: the axis of the module's second input, or the last of its first.
+pub(crate) fn sequence(module: &Module) -> Option<Name> {
+    let first = module.regions.first()?;
+    let mut params = first.value_params().map(|v| &first.value(v).ty.shape);
+    let (ids, positions) = (params.next()?, params.next());
+    match positions.and_then(|s| s.first()).or(ids.last())? {
+        Dim::Sym(name) => Some(name.clone()),
+        Dim::Const(_) => None,
+    }
+}
+
+/// Whether every row of the region's results depends on the same row of its inputs alone, so that rows can be computed
+/// apart.
+pub(crate) fn rowwise(region: &Region, fused: &[FusedDef]) -> bool {
+    region.nodes().all(|(_, node)| match &node.op {
+        Op::Sdpa(_) | Op::RopeTable(_) => false,
+        Op::Fused(call) => fused.iter().find(|d| d.name == call.callee).is_some_and(|d| rowwise(&d.body, fused)),
+        Op::Embedding(_)
+        | Op::Linear(_)
+        | Op::RmsNorm(_)
+        | Op::LayerNorm(_)
+        | Op::Rope(_)
+        | Op::Silu(_)
+        | Op::Gelu(_)
+        | Op::Relu(_)
+        | Op::Add(_)
+        | Op::Mul(_)
+        | Op::Scale(_)
+        | Op::Softcap(_)
+        | Op::Split(_)
+        | Op::Concat(_) => true,
+    })
+}
+
+/// Positions `start..start+len` of a region's inputs.
+pub(crate) fn positions<B: Backend>(region: &Region, inputs: &[Val<B>], sequence: &Name, start: usize, len: usize) -> Vec<Val<B>> {
+    let cut = |(id, val): (ValueId, &Val<B>)| {
+        let axis = region.value(id).ty.shape.iter().position(|d| *d == Dim::Sym(sequence.clone()));
+        match (axis, val) {
+            (None, val) => val.clone(),
+            (Some(axis), Val::Float(t)) => Val::Float(narrow::<B>(t.clone(), axis, start, len)),
+            (Some(axis), Val::Int(t)) => {
+                let slices: Vec<Slice> = (val.shape().into_iter().enumerate())
+                    .map(|(i, n)| if i == axis { Slice::from(start..start + len) } else { Slice::from(0..n) })
+                    .collect();
+                Val::Int(B::int_slice(t.clone(), &slices))
+            }
+        }
+    };
+    region.value_params().zip(inputs).map(cut).collect()
+}
+
+/// `region` with the results `keep` and without the nodes that these do not need.
+pub(crate) fn prune(region: &Region, keep: &[ValueId]) -> Region {
+    let mut out = region.clone();
+    out.set_results(keep.to_vec());
+    let mut needed: Vec<bool> = region.value_ids().map(|_| false).collect();
+    keep.iter().for_each(|v| needed[v.index()] = true);
+    let nodes: Vec<_> = region.nodes().rev().collect();
+    for (id, node) in nodes {
+        if node.results.iter().any(|r| needed[r.index()]) {
+            for operand in &node.operands {
+                if let Operand::Value(v) = operand {
+                    needed[v.index()] = true;
+                }
+            }
+        } else {
+            out.remove(id);
+        }
+    }
+    out
+}

@@ -1,0 +1,246 @@
+//! The executor that passes use: calibration and evaluation on the host.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use awqc_ir::{FusedDef, Region, RegionName, TensorSource, ValueId, WeightId};
+use awqc_passes::{ExecError, Executor, InputStats, Tensor};
+use rayon::prelude::*;
+
+use crate::control::Control;
+use crate::gram::Accumulator;
+use crate::host::math::all_finite;
+use crate::host::{Host, floats};
+use crate::interp::{Interpreter, Val, Weights};
+use crate::memo::Memo;
+use crate::realize::realize;
+use crate::{chain, stream, synthetic};
+
+/// Tokens that are in flight between two updates of the statistics.
+const BLOCK_TOKENS: usize = 4096;
+
+type Stream = Vec<Val<Host>>;
+
+/// Runs regions on the host for calibration, see [`Executor`].
+pub struct HostExecutor {
+    source: Memo,
+    control: Control,
+    /// One stream for each calibration window, at the entry of the region to be compiled.
+    streams: Vec<Stream>,
+    tokens: u64,
+    last: Option<RegionName>,
+    sample: Option<(RegionName, Vec<Stream>)>,
+    sample_windows: usize,
+    sample_rows: usize,
+}
+
+impl HostExecutor {
+    /// An executor without calibration: it can realize weights and evaluate on synthetic inputs.
+    pub fn new(source: Arc<dyn TensorSource>) -> Self {
+        Self {
+            source: Memo::new(source),
+            control: Control::new(),
+            streams: Vec::new(),
+            tokens: 0,
+            last: None,
+            sample: None,
+            sample_windows: 8,
+            sample_rows: 128,
+        }
+    }
+
+    /// Puts these token windows at the entry of the module.
+    ///
+    /// # Errors
+    /// When there is no window, or an empty one.
+    pub fn with_calibration(mut self, windows: &[Vec<i32>]) -> Result<Self, ExecError> {
+        if windows.is_empty() {
+            return Err(ExecError::Unavailable("there are no calibration tokens: give a text with --calib".into()));
+        }
+        self.streams = stream::open(windows)?;
+        self.tokens = windows.iter().map(|w| w.len() as u64).sum();
+        Ok(self)
+    }
+
+    /// Names the chain's last region, whose results nobody reads: they (the logits) are then not computed, which saves
+    /// memory in proportion to the vocabulary.
+    #[must_use]
+    pub fn with_last_region(mut self, name: RegionName) -> Self {
+        self.last = Some(name);
+        self
+    }
+
+    /// How the caller watches and stops the work.
+    #[must_use]
+    pub fn with_control(mut self, control: Control) -> Self {
+        self.control = control;
+        self
+    }
+
+    /// Number of windows whose region inputs are kept for [`Executor::evaluate`]; 8 unless set.
+    #[must_use]
+    pub fn with_sample_windows(mut self, windows: usize) -> Self {
+        self.sample_windows = windows;
+        self
+    }
+
+    /// Number of rows in [`InputStats::sample`]; about 128 unless set.
+    #[must_use]
+    pub fn with_sample_rows(mut self, rows: usize) -> Self {
+        self.sample_rows = rows;
+        self
+    }
+
+    /// Calibration tokens in all.
+    pub fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
+    fn weights(&self, region: &Region) -> Result<Weights<Host>, ExecError> {
+        self.source.enter(&region.name);
+        Weights::load(region, &self.source, &Default::default())
+    }
+
+    /// Windows in one block of calibration: a function of the windows alone.
+    fn block(&self) -> usize {
+        let mean = (self.tokens as usize / self.streams.len().max(1)).max(1);
+        (BLOCK_TOKENS / mean).max(2)
+    }
+}
+
+/// Runs `region` on one window's inputs and returns the observed taps and the results, all checked to be finite.
+fn window(
+    interpreter: &Interpreter<'_, Host>,
+    region: &Region,
+    weights: &Weights<Host>,
+    inputs: Stream,
+    taps: &[ValueId],
+) -> Result<(BTreeMap<ValueId, Val<Host>>, Stream), ExecError> {
+    let again = inputs.clone();
+    let mut seen = BTreeMap::new();
+    let results = interpreter.run(region, weights, inputs, None, &mut |id, val| {
+        if taps.contains(&id) {
+            seen.insert(id, val.clone());
+        }
+        Ok(())
+    })?;
+    if seen.values().chain(&results).all(finite) {
+        return Ok((seen, results));
+    }
+    // Once more, to name the first value that went wrong.
+    interpreter.run(region, weights, again, None, &mut |id, val| {
+        let name = &region.value(id).name;
+        let message = || {
+            ExecError::NotFinite(format!(
+                "region {}: %{name} holds NaN or infinity; the weights are damaged, or the model overflows on these tokens",
+                region.name
+            ))
+        };
+        if finite(val) { Ok(()) } else { Err(message()) }
+    })?;
+    Err(ExecError::NotFinite(format!("region {}: a value inside a fused op is not finite", region.name)))
+}
+
+fn finite(val: &Val<Host>) -> bool {
+    match val {
+        Val::Float(t) => all_finite(&floats(t)),
+        Val::Int(_) => true,
+    }
+}
+
+fn float_of<'a>(region: &Region, id: ValueId, val: &'a Val<Host>) -> Result<std::borrow::Cow<'a, [f32]>, ExecError> {
+    match val {
+        Val::Float(t) => Ok(floats(t)),
+        Val::Int(_) => Err(ExecError::Tensor(format!("region {}: %{} holds integers and has no statistics", region.name, region.value(id).name))),
+    }
+}
+
+impl Executor for HostExecutor {
+    fn realize(&self, region: &Region, weight: WeightId) -> Result<Tensor, ExecError> {
+        self.source.enter(&region.name);
+        Ok(realize(region, weight, &self.source)?.into_tensor())
+    }
+
+    fn profile(&mut self, region: &Region, fused: &[FusedDef], taps: &[ValueId]) -> Result<Vec<InputStats>, ExecError> {
+        if self.streams.is_empty() {
+            return Err(ExecError::Unavailable("there is no calibration stream: give calibration tokens, or leave out the passes that profile".into()));
+        }
+        let is_last = self.last.as_ref() == Some(&region.name);
+        let ran = if is_last { chain::prune(region, taps) } else { region.clone() };
+        let weights = self.weights(&ran)?;
+        let interpreter = Interpreter::<Host> { fused, device: &Default::default() };
+        let mut statistics: BTreeMap<ValueId, Accumulator> = BTreeMap::new();
+        let (total, block) = (self.streams.len(), self.block());
+        let mut sample = Vec::new();
+        // Streams are replaced block by block, so that old and new hidden states do not both exist for all windows.
+        // After an error the stream is gone: a half-moved one would be of no use.
+        let mut left = std::mem::take(&mut self.streams).into_iter();
+        let mut moved: Vec<Stream> = Vec::with_capacity(total);
+        loop {
+            let batch: Vec<Stream> = left.by_ref().take(block).collect();
+            if batch.is_empty() {
+                break;
+            }
+            self.control.check()?;
+            let entered = batch.into_iter().map(|s| chain::enter(s, region)).collect::<Result<Vec<_>, _>>()?;
+            for (inputs, _) in entered.iter().take(self.sample_windows.saturating_sub(sample.len())) {
+                sample.push(inputs.clone());
+            }
+            let run = |(inputs, rest): (Stream, Stream)| {
+                let (seen, mut stream) = window(&interpreter, &ran, &weights, inputs, taps)?;
+                if is_last {
+                    stream.clear();
+                }
+                stream.extend(rest);
+                Ok((seen, stream))
+            };
+            let ran_batch = entered.into_par_iter().map(run).collect::<Result<Vec<_>, ExecError>>()?;
+            for tap in taps.iter().collect::<std::collections::BTreeSet<_>>() {
+                let values = ran_batch.iter().filter_map(|(seen, _)| seen.get(tap));
+                let blocks = values.map(|v| float_of(region, *tap, v)).collect::<Result<Vec<_>, _>>()?;
+                let channels = region.value(*tap).ty.channels().and_then(|c| usize::try_from(c).ok()).unwrap_or(0);
+                let (tokens, rows) = (self.tokens, self.sample_rows);
+                let statistics = statistics.entry(*tap).or_insert_with(|| Accumulator::new(channels, tokens, rows));
+                statistics.add(&blocks.iter().map(|b| &**b).collect::<Vec<_>>());
+            }
+            moved.extend(ran_batch.into_iter().map(|(_, stream)| stream));
+            self.control.report(&region.name, moved.len(), total);
+        }
+        self.streams = moved;
+        self.sample = Some((region.name.clone(), sample));
+        let done: BTreeMap<ValueId, InputStats> = statistics.into_iter().map(|(id, s)| (id, s.finish())).collect();
+        let stats = |tap: &ValueId| {
+            done.get(tap).cloned().ok_or_else(|| ExecError::Tensor(format!("region {}: a tap names a value that is never computed", region.name)))
+        };
+        taps.iter().map(stats).collect()
+    }
+
+    fn evaluate(&self, region: &Region, fused: &[FusedDef], at: &[ValueId]) -> Result<Vec<Tensor>, ExecError> {
+        let ran = chain::prune(region, at);
+        let weights = self.weights(&ran)?;
+        let inputs = match &self.sample {
+            Some((name, inputs)) if *name == region.name && !inputs.is_empty() => inputs.clone(),
+            Some(_) | None => vec![synthetic::inputs(region, fused)],
+        };
+        let interpreter = Interpreter::<Host> { fused, device: &Default::default() };
+        let run = |inputs: Stream| {
+            self.control.check()?;
+            Ok(window(&interpreter, &ran, &weights, inputs, &[])?.1)
+        };
+        let windows = inputs.into_par_iter().map(run).collect::<Result<Vec<_>, ExecError>>()?;
+        (0..at.len()).map(|i| join(windows.iter().filter_map(|w| w.get(i)))).collect()
+    }
+}
+
+/// The rows of one value of all windows, `[rows, channels]`.
+fn join<'a>(parts: impl Iterator<Item = &'a Val<Host>>) -> Result<Tensor, ExecError> {
+    let mut out = Tensor::default();
+    let mut cols = 1;
+    for part in parts {
+        let part = part.to_tensor()?;
+        cols = part.cols();
+        out.data.extend(part.data);
+    }
+    out.shape = vec![out.data.len() / cols.max(1), cols];
+    Ok(out)
+}

@@ -1,0 +1,295 @@
+//! The interpreter: runs one region on a burn backend. What it computes is what the IR means.
+//!
+//! All float arithmetic happens in the backend's float type (f32 on the host), whatever element types the values
+//! declare: those say what a compiled artefact stores, not how the reference computes.
+
+pub mod backend;
+mod bind;
+pub mod frequencies;
+pub mod ops;
+
+use std::collections::BTreeMap;
+
+use awqc_ir::op::Op;
+use awqc_ir::{FusedDef, NodeId, Operand, Region, TensorSource, ValueId, WeightId};
+use awqc_passes::{ExecError, Tensor};
+use burn_backend::tensor::{Device, FloatTensor, IntTensor};
+use burn_backend::{Backend, Shape, TensorData, TensorMetadata, try_read_sync};
+
+pub use backend::ExecBackend;
+pub use bind::bind;
+
+use crate::realize::realize;
+
+/// A value at run time: a tensor without a static rank.
+#[derive(Clone, Debug)]
+pub enum Val<B: Backend> {
+    /// Floats.
+    Float(FloatTensor<B>),
+    /// Token ids or positions.
+    Int(IntTensor<B>),
+}
+
+impl<B: Backend> Val<B> {
+    /// The shape.
+    pub fn shape(&self) -> Vec<usize> {
+        match self {
+            Val::Float(t) => t.shape().to_vec(),
+            Val::Int(t) => t.shape().to_vec(),
+        }
+    }
+
+    /// Integers, row-major.
+    pub fn ints(data: Vec<i32>, shape: &[usize], device: &Device<B>) -> Self {
+        let data = TensorData::new(data, Shape::from(shape.to_vec()));
+        Val::Int(B::int_from_data(data.convert::<B::IntElem>(), device))
+    }
+
+    /// The floats of a host tensor.
+    pub fn floats(tensor: Tensor, device: &Device<B>) -> Self {
+        Val::Float(upload::<B>(tensor, device))
+    }
+
+    /// A copy of the numbers as f32.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn to_tensor(&self) -> Result<Tensor, ExecError> {
+        let shape = self.shape();
+        let data = match self {
+            Val::Float(t) => try_read_sync(B::float_into_data(t.clone())),
+            Val::Int(t) => try_read_sync(B::int_into_data(t.clone())),
+        };
+        let data = data.ok_or_else(|| ExecError::Unavailable("the device cannot be read synchronously".into()))?;
+        let data = data.map_err(|e| ExecError::Unavailable(format!("reading from the device failed: {e}")))?;
+        Ok(Tensor { shape, data: data.iter::<f32>().collect() })
+    }
+}
+
+/// Moves a host tensor to the device, without a copy where the device is the host.
+pub fn upload<B: Backend>(tensor: Tensor, device: &Device<B>) -> FloatTensor<B> {
+    let data = TensorData::new(tensor.data, Shape::from(tensor.shape));
+    B::float_from_data(data.convert::<B::FloatElem>(), device)
+}
+
+/// The weights that a region's nodes use, on the device, quantized ones decoded.
+#[derive(Clone, Debug)]
+pub struct Weights<B: Backend> {
+    of: BTreeMap<WeightId, FloatTensor<B>>,
+}
+
+impl<B: Backend> Weights<B> {
+    /// Realizes every weight that some node of `region` uses.
+    ///
+    /// # Errors
+    /// As [`realize`].
+    pub fn load(region: &Region, source: &dyn TensorSource, device: &Device<B>) -> Result<Self, ExecError> {
+        let load = |id: WeightId| Ok((id, upload::<B>(realize(region, id, source)?.into_tensor(), device)));
+        Ok(Self { of: region.used_weights().into_iter().map(load).collect::<Result<_, ExecError>>()? })
+    }
+
+    /// No weights.
+    pub fn empty() -> Self {
+        Self { of: BTreeMap::new() }
+    }
+
+    /// Sets a weight.
+    pub fn insert(&mut self, id: WeightId, tensor: FloatTensor<B>) {
+        self.of.insert(id, tensor);
+    }
+
+    /// A weight.
+    pub fn get(&self, id: WeightId) -> Option<&FloatTensor<B>> {
+        self.of.get(&id)
+    }
+}
+
+/// The KV caches of one region: one for each `sdpa`, keyed by the path of calls that leads to it.
+pub struct Caches<B: ExecBackend> {
+    of: BTreeMap<Vec<NodeId>, B::Cache>,
+}
+
+impl<B: ExecBackend> Caches<B> {
+    /// Nothing remembered.
+    pub fn new() -> Self {
+        Self { of: BTreeMap::new() }
+    }
+}
+
+impl<B: ExecBackend> Default for Caches<B> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Runs regions of one module.
+#[derive(Clone, Copy, Debug)]
+pub struct Interpreter<'a, B: ExecBackend> {
+    /// The module's fused ops.
+    pub fused: &'a [FusedDef],
+    /// Where tensors are made.
+    pub device: &'a Device<B>,
+}
+
+/// What is called with every value as soon as it is computed, region parameters included; values inside fused bodies
+/// are not shown.
+pub type Observer<'a, B> = dyn FnMut(ValueId, &Val<B>) -> Result<(), ExecError> + 'a;
+
+impl<B: ExecBackend> Interpreter<'_, B> {
+    /// The results of `region` for `inputs`, one for each value parameter.
+    ///
+    /// With `caches`, every causal `sdpa` also sees the keys and values of earlier calls, and remembers the new ones.
+    ///
+    /// # Errors
+    /// When inputs do not fit the parameters, an index is outside its table, a weight is missing or `observe` fails.
+    pub fn run(
+        &self,
+        region: &Region,
+        weights: &Weights<B>,
+        inputs: Vec<Val<B>>,
+        caches: Option<&mut Caches<B>>,
+        observe: &mut Observer<'_, B>,
+    ) -> Result<Vec<Val<B>>, ExecError> {
+        bind(region, &inputs.iter().map(Val::shape).collect::<Vec<_>>())?;
+        let mut path = Vec::new();
+        let mut frame = Frame { interpreter: self, caches, path: &mut path };
+        frame.run(region, weights, inputs, observe)
+    }
+}
+
+struct Frame<'a, 'c, B: ExecBackend> {
+    interpreter: &'a Interpreter<'a, B>,
+    caches: Option<&'c mut Caches<B>>,
+    path: &'a mut Vec<NodeId>,
+}
+
+/// What an op gets for an operand.
+enum Arg<B: Backend> {
+    Value(Val<B>),
+    Weight(FloatTensor<B>),
+}
+
+impl<B: ExecBackend> Frame<'_, '_, B> {
+    fn run(&mut self, region: &Region, weights: &Weights<B>, inputs: Vec<Val<B>>, observe: &mut Observer<'_, B>) -> Result<Vec<Val<B>>, ExecError> {
+        let mut values: Vec<Option<Val<B>>> = region.value_ids().map(|_| None).collect();
+        for (id, val) in region.value_params().zip(inputs) {
+            observe(id, &val)?;
+            values[id.index()] = Some(val);
+        }
+        let last = last_uses(region);
+        for (id, node) in region.nodes() {
+            let mut args = Vec::with_capacity(node.operands.len());
+            for (i, operand) in node.operands.iter().enumerate() {
+                args.push(match *operand {
+                    // The last use takes the value, so that the kernel may reuse its memory.
+                    Operand::Value(v) if last[v.index()] == Some((id, i)) => values[v.index()].take().map(Arg::Value),
+                    Operand::Value(v) => values[v.index()].clone().map(Arg::Value),
+                    Operand::Weight(w) => weights.get(w).cloned().map(Arg::Weight),
+                }
+                .ok_or_else(|| self.error(region, &node.op, "an operand has no value"))?);
+            }
+            let results = self.apply(region, id, &node.op, args)?;
+            for (r, val) in node.results.iter().zip(results) {
+                observe(*r, &val)?;
+                // A result that nobody uses is dropped at once.
+                if last[r.index()].is_some() || region.results().contains(r) {
+                    values[r.index()] = Some(val);
+                }
+            }
+        }
+        let result = |r: &ValueId| values[r.index()].clone().ok_or_else(|| ExecError::Tensor(format!("region {}: a result was never computed", region.name)));
+        region.results().iter().map(result).collect()
+    }
+
+    fn error(&self, region: &Region, op: &Op, message: impl std::fmt::Display) -> ExecError {
+        ExecError::Tensor(format!("region {}: {}: {message}", region.name, op.mnemonic()))
+    }
+
+    fn apply(&mut self, region: &Region, id: NodeId, op: &Op, args: Vec<Arg<B>>) -> Result<Vec<Val<B>>, ExecError> {
+        if let Op::Fused(call) = op {
+            return self.call(region, id, op, &call.callee, args);
+        }
+        let mut floats = Vec::new();
+        let mut ints = Vec::new();
+        for arg in args {
+            match arg {
+                Arg::Value(Val::Int(t)) => ints.push(t),
+                Arg::Value(Val::Float(t)) | Arg::Weight(t) => floats.push(t),
+            }
+        }
+        let (mut floats, mut ints) = (floats.into_iter(), ints.into_iter());
+        let mut float = || floats.next().ok_or_else(|| ExecError::Tensor(format!("region {}: {} misses an operand", region.name, op.mnemonic())));
+        let mut int = || ints.next().ok_or_else(|| ExecError::Tensor(format!("region {}: {} misses an operand", region.name, op.mnemonic())));
+        let out = match op {
+            Op::Embedding(e) => B::op_embedding(e, float()?, int()?).map_err(|e| self.error(region, op, e))?,
+            Op::Linear(_) => B::op_linear(float()?, &float()?, floats.next().as_ref()),
+            Op::RmsNorm(n) => B::op_rms_norm(n, float()?, floats.next().as_ref()),
+            Op::LayerNorm(n) => B::op_layer_norm(n, float()?, floats.next().as_ref(), floats.next().as_ref()),
+            Op::RopeTable(t) => {
+                let (cos, sin) = ops::rope::table::<B>(t, int()?, self.interpreter.device)?;
+                return Ok(vec![Val::Float(cos), Val::Float(sin)]);
+            }
+            Op::Rope(r) => B::op_rope(r, float()?, &float()?, &float()?),
+            Op::Sdpa(s) => {
+                let (q, k, v) = (float()?, float()?, float()?);
+                let cache = self.caches.as_deref_mut().map(|c| {
+                    let key: Vec<NodeId> = self.path.iter().copied().chain([id]).collect();
+                    c.of.entry(key).or_default()
+                });
+                B::op_sdpa(s, q, k, v, cache).map_err(|e| self.error(region, op, e))?
+            }
+            Op::Silu(_) => B::op_silu(float()?),
+            Op::Gelu(g) => B::op_gelu(g.form, float()?),
+            Op::Relu(_) => B::op_relu(float()?),
+            Op::Add(_) => B::op_add(float()?, &float()?),
+            Op::Mul(_) => B::op_mul(float()?, &float()?),
+            Op::Scale(s) => B::op_scale(s.by, float()?),
+            Op::Softcap(s) => B::op_softcap(s.at, float()?),
+            Op::Split(s) => {
+                let sizes: Vec<usize> = s.sizes.iter().map(|n| *n as usize).collect();
+                return Ok(B::op_split(&sizes, float()?).into_iter().map(Val::Float).collect());
+            }
+            Op::Concat(_) => B::op_concat(floats.collect()),
+            Op::Fused(_) => return Err(self.error(region, op, "handled above")),
+        };
+        Ok(vec![Val::Float(out)])
+    }
+
+    /// Runs the body of a fused op.
+    fn call(&mut self, region: &Region, id: NodeId, op: &Op, callee: &str, args: Vec<Arg<B>>) -> Result<Vec<Val<B>>, ExecError> {
+        let Some(def) = self.interpreter.fused.iter().find(|d| &*d.name == callee) else {
+            return Err(self.error(region, op, format!("@{callee} is not defined in this module")));
+        };
+        let mut weights = Weights::empty();
+        let mut inputs = Vec::new();
+        for (param, arg) in def.body.params().iter().zip(args) {
+            match (param, arg) {
+                (Operand::Weight(w), Arg::Weight(t)) => weights.insert(*w, t),
+                (Operand::Value(_), Arg::Value(v)) => inputs.push(v),
+                (Operand::Weight(_), Arg::Value(_)) | (Operand::Value(_), Arg::Weight(_)) => {
+                    return Err(self.error(region, op, format!("an operand of @{callee} is of the wrong kind")));
+                }
+            }
+        }
+        self.path.push(id);
+        let out = self.run(&def.body, &weights, inputs, &mut |_, _| Ok(()));
+        self.path.pop();
+        out
+    }
+}
+
+/// For each value the node and operand position that reads it last; `None` if nothing does or the region returns it.
+fn last_uses(region: &Region) -> Vec<Option<(NodeId, usize)>> {
+    let mut last = vec![None; region.value_ids().count()];
+    for (id, node) in region.nodes() {
+        for (i, operand) in node.operands.iter().enumerate() {
+            if let Operand::Value(v) = operand {
+                last[v.index()] = Some((id, i));
+            }
+        }
+    }
+    for r in region.results() {
+        last[r.index()] = None;
+    }
+    last
+}

@@ -1,0 +1,107 @@
+//! `rows`: each row one little-endian bit stream along the input axis.
+
+use awqc_ir::{Quant, RawTensor, Stored};
+use awqc_passes::rtn::Codes;
+
+use super::{LayoutError, Part, expect, read_scales, scale_bytes, tensor};
+
+/// Bytes that a row of `cols` codes takes.
+fn row_bytes(quant: Quant, cols: usize) -> usize {
+    (cols * usize::from(quant.bits)).div_ceil(8)
+}
+
+pub(super) fn pack(c: &Codes) -> Result<Vec<Part>, LayoutError> {
+    let (bits, width, groups) = (u32::from(c.quant.bits), row_bytes(c.quant, c.cols), c.groups());
+    let mut bytes = Vec::with_capacity(c.rows * width);
+    for row in c.codes.chunks(c.cols.max(1)) {
+        // Codes enter at the top of the window, whole bytes leave at the bottom.
+        let (mut window, mut filled) = (0u32, 0u32);
+        for code in row {
+            window |= u32::from(*code) << filled;
+            filled += bits;
+            while filled >= 8 {
+                bytes.push(window as u8);
+                window >>= 8;
+                filled -= 8;
+            }
+        }
+        if filled > 0 {
+            bytes.push(window as u8);
+        }
+    }
+    let scales = scale_bytes(c.scales.iter().copied())?;
+    let mut parts = vec![
+        Part { suffix: ".codes", tensor: tensor(Stored::U8, [c.rows, width], bytes) },
+        Part { suffix: ".scales", tensor: tensor(Stored::F16, [c.rows, groups], scales) },
+    ];
+    if !c.quant.symmetric {
+        parts.push(Part { suffix: ".zeros", tensor: tensor(Stored::U8, [c.rows, groups], c.zeros.clone()) });
+    }
+    Ok(parts)
+}
+
+pub(super) fn unpack(
+    quant: Quant,
+    rows: usize,
+    cols: usize,
+    mut part: impl FnMut(&'static str) -> Result<RawTensor, LayoutError>,
+) -> Result<Codes, LayoutError> {
+    let (bits, width, groups) = (u32::from(quant.bits), row_bytes(quant, cols), quant.group.count(cols));
+    let stored = part(".codes")?;
+    expect(".codes", &stored, Stored::U8, &[rows, width])?;
+    let mask = (1u32 << bits) - 1;
+    let mut codes = Vec::with_capacity(rows * cols);
+    for row in stored.bytes.chunks(width.max(1)) {
+        let (mut window, mut filled) = (0u32, 0u32);
+        let mut bytes = row.iter();
+        for _ in 0..cols {
+            if filled < bits {
+                window |= u32::from(bytes.next().copied().unwrap_or(0)) << filled;
+                filled += 8;
+            }
+            codes.push((window & mask) as u8);
+            window >>= bits;
+            filled -= bits;
+        }
+    }
+    let scales = part(".scales")?;
+    expect(".scales", &scales, Stored::F16, &[rows, groups])?;
+    let zeros = if quant.symmetric {
+        vec![1 << (quant.bits - 1); rows * groups]
+    } else {
+        let zeros = part(".zeros")?;
+        expect(".zeros", &zeros, Stored::U8, &[rows, groups])?;
+        if let Some(z) = zeros.bytes.iter().find(|z| u32::from(**z) > mask) {
+            return Err(LayoutError(format!("part `.zeros` holds {z}, the largest zero point of {bits} bits is {mask}")));
+        }
+        zeros.bytes
+    };
+    Ok(Codes { quant, rows, cols, codes, scales: read_scales(&scales.bytes)?, zeros })
+}
+
+#[cfg(test)]
+mod tests {
+    use awqc_ir::Group;
+
+    use super::*;
+
+    #[test]
+    fn three_bit_codes_run_across_bytes() {
+        let quant = Quant { bits: 3, symmetric: false, group: Group::Row };
+        let c = Codes { quant, rows: 1, cols: 5, codes: vec![1, 2, 3, 4, 5], scales: vec![1.0], zeros: vec![7] };
+        let parts = pack(&c).unwrap();
+        // 5 | 4 | 3 | 2 | 1 from the top: 101 100 011 010 001.
+        assert_eq!(parts[0].tensor.bytes, [0b1101_0001, 0b0101_1000]);
+        assert_eq!(parts[0].tensor.info.shape, [1, 2]);
+        assert_eq!(parts[2].tensor.bytes, [7]);
+    }
+
+    #[test]
+    fn symmetric_weights_have_no_zeros() {
+        let quant = Quant { bits: 4, symmetric: true, group: Group::Size(2) };
+        let c = Codes { quant, rows: 1, cols: 3, codes: vec![15, 0, 8], scales: vec![1.0, 0.5], zeros: vec![8, 8] };
+        let parts = pack(&c).unwrap();
+        assert_eq!(parts.iter().map(|p| p.suffix).collect::<Vec<_>>(), [".codes", ".scales"]);
+        assert_eq!(parts[0].tensor.bytes, [0x0f, 0x08]);
+    }
+}

@@ -1,0 +1,327 @@
+//! From weight expressions to numbers.
+//!
+//! Arithmetic is f32. A float weight is rounded once, to its own element type; a float term below `quant` is not
+//! rounded at all, so that quantization sees what the passes computed.
+
+use awqc_ir::{DataId, DataRef, Group, Quant, Region, TensorSource, Type, WeightExpr, WeightId};
+use awqc_passes::rtn::{self, Codes};
+use awqc_passes::{ExecError, Tensor};
+use rayon::prelude::*;
+
+use crate::layout;
+
+/// Rows quantized by one task: rows are independent, so the cut does not show in the result.
+const QUANT_ROWS: usize = 64;
+
+/// The numbers of a weight.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Realized {
+    /// Floats, row-major.
+    Float {
+        /// Outermost axis first.
+        shape: Vec<usize>,
+        /// `shape.product()` numbers.
+        data: Vec<f32>,
+    },
+    /// A quantized matrix.
+    Quant(Codes),
+}
+
+impl Realized {
+    /// The shape.
+    pub fn shape(&self) -> Vec<usize> {
+        match self {
+            Realized::Float { shape, .. } => shape.clone(),
+            Realized::Quant(codes) => vec![codes.rows, codes.cols],
+        }
+    }
+
+    /// The numbers as f32: quantized ones decoded.
+    pub fn into_tensor(self) -> Tensor {
+        match self {
+            Realized::Float { shape, data } => Tensor { shape, data },
+            Realized::Quant(codes) => Tensor { shape: vec![codes.rows, codes.cols], data: codes.decode() },
+        }
+    }
+}
+
+/// The numbers of `weight`; a float weight is rounded to its element type.
+///
+/// # Errors
+/// When a tensor is missing, cannot be read, has another shape than its type says or holds NaN or infinity; when a data
+/// entry has no numbers; when the result is not finite. The message names tensor and weight.
+pub fn realize(region: &Region, weight: WeightId, source: &dyn TensorSource) -> Result<Realized, ExecError> {
+    let cx = Cx { region, source };
+    let mut out = cx.term(weight)?;
+    if let Realized::Float { data, .. } = &mut out {
+        let elem = region.weight(weight).ty.elem;
+        data.par_chunks_mut(1 << 16).for_each(|part| part.iter_mut().for_each(|v| *v = elem.round(*v)));
+        if let Some(at) = data.iter().position(|v| !v.is_finite()) {
+            return Err(cx.error(weight, format!("element {at} is {} after rounding to {elem}: it does not fit that type", data[at])));
+        }
+    }
+    Ok(out)
+}
+
+struct Cx<'a> {
+    region: &'a Region,
+    source: &'a dyn TensorSource,
+}
+
+impl Cx<'_> {
+    fn error(&self, weight: WeightId, message: impl std::fmt::Display) -> ExecError {
+        let name = self.region.weight(weight).name.as_deref().unwrap_or("(unnamed)");
+        ExecError::Tensor(format!("weight ${name} of region {}: {message}", self.region.name))
+    }
+
+    /// The numbers of a term, not rounded.
+    fn term(&self, id: WeightId) -> Result<Realized, ExecError> {
+        let weight = self.region.weight(id);
+        let out = match &weight.expr {
+            WeightExpr::Source(name) => self.read(id, &self.region.tensor_name(name))?,
+            WeightExpr::Packed { tensor, layout } => {
+                let (quant, rows, cols) = self.matrix(id, &weight.ty)?;
+                let stem = self.region.tensor_name(tensor);
+                Realized::Quant(layout::read(self.source, &stem, *layout, quant, rows, cols).map_err(|e| ExecError::Tensor(e.0))?)
+            }
+            WeightExpr::Param(at) => {
+                return Err(self.error(id, format!("it is parameter {at} of a fused body and has numbers only inside a call")));
+            }
+            WeightExpr::Mul { axis, of, by } => self.scaled(id, *axis, *of, *by, |w, s| w * s)?,
+            WeightExpr::Div { axis, of, by } => self.scaled(id, *axis, *of, *by, |w, s| w / s)?,
+            WeightExpr::Offset { of, by } => {
+                let (shape, mut data) = self.float(*of)?;
+                data.iter_mut().for_each(|v| *v += *by as f32);
+                Realized::Float { shape, data }
+            }
+            WeightExpr::Cat { axis, parts } => self.cat(id, *axis, parts)?,
+            WeightExpr::Rows { of, start, len } => {
+                let (start, len) = (self.size(id, *start)?, self.size(id, *len)?);
+                rows(self.term(*of)?, start, len).ok_or_else(|| self.error(id, "the rows are outside of the term"))?
+            }
+            WeightExpr::Transpose(of) => {
+                let (shape, data) = self.float(*of)?;
+                let [r, c] = shape[..] else { return Err(self.error(id, "only a matrix can be transposed")) };
+                Realized::Float { shape: vec![c, r], data: transpose(&data, r, c) }
+            }
+            WeightExpr::Clip { of, lo, hi, group } => self.clip(id, *of, *lo, *hi, *group)?,
+            WeightExpr::Quant(of) => {
+                let (quant, rows, cols) = self.matrix(id, &weight.ty)?;
+                let (_, data) = self.float(*of)?;
+                if data.len() != rows * cols {
+                    return Err(self.error(id, format!("{} numbers for {}", data.len(), weight.ty)));
+                }
+                Realized::Quant(quantize(&data, rows, cols, quant))
+            }
+            WeightExpr::Pack(of) => self.term(*of)?,
+        };
+        let want = weight.ty.const_shape();
+        if want.as_ref() != Some(&out.shape()) {
+            return Err(self.error(id, format!("its type is {}, the numbers have shape {:?}", weight.ty, out.shape())));
+        }
+        Ok(out)
+    }
+
+    fn read(&self, id: WeightId, name: &str) -> Result<Realized, ExecError> {
+        let Some(info) = self.source.info(name) else {
+            return Err(self.error(id, format!("the checkpoint has no tensor `{name}`")));
+        };
+        if Some(&info.shape) != self.region.weight(id).ty.const_shape().as_ref() {
+            let ty = &self.region.weight(id).ty;
+            return Err(self.error(
+                id,
+                format!("tensor `{name}` has shape {:?} in the checkpoint, the model description says {ty}: are config and weights of one model?", info.shape),
+            ));
+        }
+        let data = self.source.read_f32(name).map_err(|e| ExecError::Tensor(e.0))?;
+        if data.len() != info.shape.iter().product::<usize>() {
+            return Err(self.error(id, format!("tensor `{name}` holds {} numbers, its shape is {:?}", data.len(), info.shape)));
+        }
+        if let Some(at) = data.iter().position(|v| !v.is_finite()) {
+            return Err(self.error(id, format!("tensor `{name}` holds {} at element {at}: the checkpoint is damaged", data[at])));
+        }
+        Ok(Realized::Float { shape: info.shape, data })
+    }
+
+    fn float(&self, id: WeightId) -> Result<(Vec<usize>, Vec<f32>), ExecError> {
+        match self.term(id)? {
+            Realized::Float { shape, data } => Ok((shape, data)),
+            Realized::Quant(_) => Err(self.error(id, "a float term is needed here, this one is quantized")),
+        }
+    }
+
+    fn data(&self, id: WeightId, data: DataId) -> Result<&[f32], ExecError> {
+        let entry = self.region.data(data);
+        let values = entry.values.as_deref().ok_or_else(|| {
+            self.error(id, format!("#{} ({}) has no numbers: give the sidecar that belongs to this module", entry.name, entry.label))
+        })?;
+        if values.len() as u64 != entry.shape.iter().product::<u64>() {
+            return Err(self.error(id, format!("#{} has {} numbers, its shape is {:?}", entry.name, values.len(), entry.shape)));
+        }
+        Ok(values)
+    }
+
+    fn size(&self, id: WeightId, n: u64) -> Result<usize, ExecError> {
+        usize::try_from(n).map_err(|_| self.error(id, format!("{n} rows are more than this machine can address")))
+    }
+
+    fn matrix(&self, id: WeightId, ty: &Type) -> Result<(Quant, usize, usize), ExecError> {
+        match (ty.elem.quant(), ty.const_shape().as_deref()) {
+            (Some(quant), Some(&[rows, cols])) => Ok((quant, rows, cols)),
+            (None, _) | (_, Some(_) | None) => Err(self.error(id, format!("a quantized weight must be a quantized matrix, this is {ty}"))),
+        }
+    }
+
+    fn scaled(&self, id: WeightId, axis: usize, of: WeightId, by: DataRef, f: fn(f32, f32) -> f32) -> Result<Realized, ExecError> {
+        let (shape, mut data) = self.float(of)?;
+        let entries = self.data(id, by.id)?;
+        let Some(&channels) = shape.get(axis) else { return Err(self.error(id, format!("the term has no axis {axis}"))) };
+        let inner: usize = shape[axis + 1..].iter().product();
+        if by.map.len(entries.len() as u64) != channels as u64 {
+            return Err(self.error(id, format!("{} factors do not cover {channels} channels", entries.len())));
+        }
+        let factor = |c: usize| match by.map.entry(c as u64, entries.len() as u64) {
+            None => Some(1.0),
+            Some(e) => usize::try_from(e).ok().and_then(|e| entries.get(e).copied()),
+        };
+        let factors: Option<Vec<f32>> = (0..channels).map(factor).collect();
+        let factors = factors.ok_or_else(|| self.error(id, "a channel has no factor"))?;
+        if inner == 1 {
+            for row in data.chunks_mut(channels.max(1)) {
+                row.iter_mut().zip(&factors).for_each(|(w, s)| *w = f(*w, *s));
+            }
+        } else {
+            for (run, s) in data.chunks_mut(inner.max(1)).zip(factors.iter().cycle()) {
+                run.iter_mut().for_each(|w| *w = f(*w, *s));
+            }
+        }
+        match data.iter().all(|v| v.is_finite()) {
+            true => Ok(Realized::Float { shape, data }),
+            false => Err(self.error(id, format!("scaling by #{} makes a number infinite", self.region.data(by.id).name))),
+        }
+    }
+
+    fn cat(&self, id: WeightId, axis: usize, parts: &[WeightId]) -> Result<Realized, ExecError> {
+        let parts = parts.iter().map(|p| self.term(*p)).collect::<Result<Vec<_>, _>>()?;
+        let mut floats = Vec::new();
+        let mut codes: Option<Codes> = None;
+        for part in parts {
+            match part {
+                Realized::Float { shape, data } => floats.push((shape, data)),
+                Realized::Quant(part) => match &mut codes {
+                    None => codes = Some(part),
+                    Some(all) if all.cols == part.cols && all.quant == part.quant && axis == 0 => {
+                        all.rows += part.rows;
+                        all.codes.extend(part.codes);
+                        all.scales.extend(part.scales);
+                        all.zeros.extend(part.zeros);
+                    }
+                    Some(_) => return Err(self.error(id, "quantized parts must agree in type and concatenate along axis 0")),
+                },
+            }
+        }
+        match (codes, floats.is_empty()) {
+            (Some(codes), true) => Ok(Realized::Quant(codes)),
+            (None, false) => cat_floats(axis, &floats).ok_or_else(|| self.error(id, "the parts do not fit together")),
+            (Some(_), false) | (None, true) => Err(self.error(id, "cat needs parts of one kind")),
+        }
+    }
+
+    fn clip(&self, id: WeightId, of: WeightId, lo: DataId, hi: DataId, group: Group) -> Result<Realized, ExecError> {
+        let (shape, mut data) = self.float(of)?;
+        let [rows, cols] = shape[..] else { return Err(self.error(id, "only a matrix can be clipped")) };
+        let (lo, hi) = (self.data(id, lo)?, self.data(id, hi)?);
+        let groups = group.count(cols);
+        if lo.len() != rows * groups || hi.len() != rows * groups {
+            return Err(self.error(id, format!("clip bounds must be [{rows},{groups}]")));
+        }
+        for (r, row) in data.chunks_mut(cols.max(1)).enumerate() {
+            for (g, run) in row.chunks_mut(group.len(cols)).enumerate() {
+                let (lo, hi) = (lo[r * groups + g], hi[r * groups + g]);
+                // Not `clamp`, which panics when lo > hi.
+                run.iter_mut().for_each(|v| *v = v.max(lo).min(hi));
+            }
+        }
+        Ok(Realized::Float { shape, data })
+    }
+}
+
+/// [`rtn::quantize`] over blocks of rows in parallel.
+fn quantize(data: &[f32], rows: usize, cols: usize, quant: Quant) -> Codes {
+    let blocks: Vec<Codes> = data
+        .par_chunks((QUANT_ROWS * cols).max(1))
+        .map(|block| rtn::quantize(block, block.len() / cols.max(1), cols, quant))
+        .collect();
+    let mut out = Codes { quant, rows, cols, codes: Vec::with_capacity(data.len()), scales: Vec::new(), zeros: Vec::new() };
+    for block in blocks {
+        out.codes.extend(block.codes);
+        out.scales.extend(block.scales);
+        out.zeros.extend(block.zeros);
+    }
+    out
+}
+
+fn rows(term: Realized, start: usize, len: usize) -> Option<Realized> {
+    let end = start.checked_add(len)?;
+    match term {
+        Realized::Float { mut shape, data } => {
+            let total = *shape.first()?;
+            let inner: usize = shape[1..].iter().product();
+            if end > total {
+                return None;
+            }
+            shape[0] = len;
+            Some(Realized::Float { shape, data: data.get(start * inner..end * inner)?.to_vec() })
+        }
+        Realized::Quant(c) => {
+            let (cols, groups) = (c.cols, c.groups());
+            (end <= c.rows).then(|| {
+                Realized::Quant(Codes {
+                    quant: c.quant,
+                    rows: len,
+                    cols,
+                    codes: c.codes[start * cols..end * cols].to_vec(),
+                    scales: c.scales[start * groups..end * groups].to_vec(),
+                    zeros: c.zeros[start * groups..end * groups].to_vec(),
+                })
+            })
+        }
+    }
+}
+
+fn transpose(data: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+    const TILE: usize = 32;
+    let mut out = vec![0.0; data.len()];
+    for r0 in (0..rows).step_by(TILE) {
+        for c0 in (0..cols).step_by(TILE) {
+            for r in r0..(r0 + TILE).min(rows) {
+                for c in c0..(c0 + TILE).min(cols) {
+                    out[c * rows + r] = data[r * cols + c];
+                }
+            }
+        }
+    }
+    out
+}
+
+fn cat_floats(axis: usize, parts: &[(Vec<usize>, Vec<f32>)]) -> Option<Realized> {
+    let (first, _) = parts.first()?;
+    let outer: usize = first.get(..axis)?.iter().product();
+    let mut shape = first.clone();
+    *shape.get_mut(axis)? = 0;
+    for (part, _) in parts {
+        let fits = part.len() == shape.len() && part.iter().zip(first).enumerate().all(|(i, (a, b))| i == axis || a == b);
+        if !fits {
+            return None;
+        }
+        shape[axis] += part[axis];
+    }
+    let mut data = Vec::with_capacity(shape.iter().product());
+    for o in 0..outer {
+        for (part, numbers) in parts {
+            let run: usize = part[axis..].iter().product();
+            data.extend_from_slice(numbers.get(o * run..(o + 1) * run)?);
+        }
+    }
+    Some(Realized::Float { shape, data })
+}

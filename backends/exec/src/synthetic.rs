@@ -1,0 +1,100 @@
+//! Inputs for a region when there is no calibration: they depend on its text alone.
+
+use std::collections::BTreeMap;
+
+use awqc_ir::{Dim, Elem, FusedDef, Name, Op, Operand, Region, ValueId};
+use awqc_passes::Tensor;
+
+use crate::host::Host;
+use crate::interp::Val;
+
+/// The sizes that symbolic dimensions get, in order of appearance.
+const SIZES: [usize; 3] = [2, 24, 3];
+
+/// Values for the parameters of `region`: floats from about the standard normal distribution, positions counted from
+/// 0, ids inside the tables that they index.
+pub(crate) fn inputs(region: &Region, fused: &[FusedDef]) -> Vec<Val<Host>> {
+    let mut dims: BTreeMap<Name, usize> = BTreeMap::new();
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut next = || {
+        // The splitmix64 generator.
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    };
+    let mut out = Vec::new();
+    for id in region.value_params() {
+        let ty = &region.value(id).ty;
+        let mut shape = Vec::with_capacity(ty.rank());
+        for dim in &ty.shape {
+            shape.push(match dim {
+                Dim::Const(n) => usize::try_from(*n).unwrap_or(usize::MAX),
+                Dim::Sym(name) => {
+                    let size = SIZES[dims.len().min(SIZES.len() - 1)];
+                    *dims.entry(name.clone()).or_insert(size)
+                }
+            });
+        }
+        let len = shape.iter().product();
+        out.push(match ty.elem {
+            Elem::I32 => {
+                let rows = table_rows(region, fused, id).unwrap_or(u64::from(u16::MAX)).max(1);
+                let counted = ty.rank() == 1;
+                let ids = (0..len).map(|i| (if counted { i as u64 } else { next() } % rows) as i32).collect();
+                Val::ints(ids, &shape, &Default::default())
+            }
+            Elem::F32 | Elem::F16 | Elem::Bf16 | Elem::Quant(_) => {
+                // Four uniform numbers: bell-shaped, bounded, variance 1.
+                let mut unit = || (next() >> 40) as f32 / (1u32 << 23) as f32 - 1.0;
+                let scale = (3.0f32 / 4.0).sqrt();
+                let data = (0..len).map(|_| (unit() + unit() + unit() + unit()) * scale).collect();
+                Val::floats(Tensor { shape, data }, &Default::default())
+            }
+        });
+    }
+    out
+}
+
+/// The rows of the smallest table that `value` indexes, offsets taken off.
+fn table_rows(region: &Region, fused: &[FusedDef], value: ValueId) -> Option<u64> {
+    let mut rows: Option<u64> = None;
+    for (_, node) in region.nodes() {
+        for (i, operand) in node.operands.iter().enumerate() {
+            if *operand != Operand::Value(value) {
+                continue;
+            }
+            let found = match &node.op {
+                Op::Embedding(e) => node.operands.get(1).and_then(|t| {
+                    let rows = region.operand_type(*t).shape.first().and_then(Dim::as_const)?;
+                    Some(rows.saturating_sub(u64::from(e.offset)))
+                }),
+                Op::Fused(call) => fused.iter().find(|d| d.name == call.callee).and_then(|d| {
+                    let param = d.body.params().get(i)?.value()?;
+                    table_rows(&d.body, fused, param)
+                }),
+                Op::Linear(_)
+                | Op::RmsNorm(_)
+                | Op::LayerNorm(_)
+                | Op::RopeTable(_)
+                | Op::Rope(_)
+                | Op::Sdpa(_)
+                | Op::Silu(_)
+                | Op::Gelu(_)
+                | Op::Relu(_)
+                | Op::Add(_)
+                | Op::Mul(_)
+                | Op::Scale(_)
+                | Op::Softcap(_)
+                | Op::Split(_)
+                | Op::Concat(_) => None,
+            };
+            rows = match (rows, found) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            };
+        }
+    }
+    rows
+}
