@@ -9,8 +9,8 @@ use crate::rewrite;
 pub const RULES: &str = r#"
 rewrite "add_rms_norm" {
   match   { %r = add %x, %o
-            %h = rms_norm %r, $g? {heads=none} }
-  where   same_type(%x, %o)
+            %h = rms_norm %r, $g? }
+  where   same_type(%x, %o), without(%h, heads)
   produce { %r, %h = fused @add_rms_norm(%x, %o, $g?) }
 }
 rewrite "add_layer_norm" {

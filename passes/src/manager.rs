@@ -267,8 +267,7 @@ fn print(cx: &ModuleCx<'_>, region: &Region) -> String {
 }
 
 fn verify(cx: &ModuleCx<'_>, region: &Region) -> Result<(), Diagnostics> {
-    let _ = (cx, region);
-    Ok(())
+    awqc_ir::verify::verify(&module_of(cx, region)).map(|_| ())
 }
 
 /// Runs both forms of a region on the same inputs and compares their results.

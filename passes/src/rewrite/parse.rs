@@ -211,7 +211,7 @@ impl<'t> Parser<'t> {
 
     fn guard(&mut self) -> Result<Guard, Diagnostics> {
         let span = self.here();
-        let name = self.word("a guard: single_use(%v) or same_type(%a, %b)")?;
+        let name = self.word("a guard: single_use(%v), same_type(%a, %b) or without(%v, key)")?;
         self.expect("(")?;
         let first = self.value()?;
         let guard = match name {
@@ -220,10 +220,14 @@ impl<'t> Parser<'t> {
                 self.expect(",")?;
                 Guard::SameType(first, self.value()?)
             }
+            "without" => {
+                self.expect(",")?;
+                Guard::Without(first, self.word("an attribute")?.to_owned())
+            }
             other => {
                 return Err(fail(
                     span,
-                    format!("there is no guard `{other}`; known: single_use(%v), same_type(%a, %b)"),
+                    format!("there is no guard `{other}`; known: single_use(%v), same_type(%a, %b), without(%v, key)"),
                 ));
             }
         };

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use awqc_ir::{NodeId, Op, Operand, Region, Uses, ValueId};
+use awqc_ir::{Def, NodeId, Op, Operand, Region, Uses, ValueId};
 use serde_json::{Map, Value as Json};
 
 use super::matcher::{self, Match};
@@ -48,7 +48,7 @@ pub struct Line {
     pub mnemonic: String,
     /// Operands, in order.
     pub operands: Vec<Term>,
-    /// Written attributes: these must be equal, others may be anything. `none` stands for an absent one.
+    /// Written attributes: these must be equal, others may be anything.
     pub attributes: Map<String, Json>,
 }
 
@@ -59,6 +59,8 @@ pub enum Guard {
     SingleUse(String),
     /// `same_type(%a, %b)`.
     SameType(String, String),
+    /// `without(%v, key)`: the op that makes this value has no such attribute, or has it at its default.
+    Without(String, String),
 }
 
 /// What a rule puts in place.
@@ -122,6 +124,10 @@ impl Rule {
             let (a, b) = match guard {
                 Guard::SingleUse(a) => (a, a),
                 Guard::SameType(a, b) => (a, b),
+                Guard::Without(a, _) if !defined.contains(&format!("%{a}")) => {
+                    return Err(format!("%{a} is not defined in `match`"));
+                }
+                Guard::Without(a, _) => (a, a),
             };
             for name in [format!("%{a}"), format!("%{b}")] {
                 if !bound.contains(&name) {
@@ -217,6 +223,12 @@ impl Rule {
                 let v = value(name)?;
                 let n = uses.count(v);
                 (n != 1).then(|| format!("%{} has {n} uses, it must have one", region.value(v).name))
+            }
+            Guard::Without(name, key) => {
+                let v = region.value(value(name)?);
+                let Def::Result(node, _) = v.def else { return None };
+                let op = &region.node(node).op;
+                op.attributes().contains_key(key).then(|| format!("%{} is a {} with `{key}`", v.name, op.mnemonic()))
             }
             Guard::SameType(a, b) => {
                 let (a, b) = (region.value(value(a)?), region.value(value(b)?));
