@@ -1,0 +1,247 @@
+//! A family's template and a checkpoint make a module. Whatever does not fit is reported together: missing tensors,
+//! surplus ones, and those of another shape.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use awqc_ir::{Dim, Elem, Module, Op, Region, RegionName, Stored, TensorSource, Type, WeightExpr, WeightId};
+use serde_json::{Map, Value as Json};
+
+use super::env::{ConfigEnv, ModelEnv, truth};
+use super::{Condition, Family, Pattern};
+use crate::error::{ImportError, Problems};
+use crate::quantized::Scheme;
+use crate::view::View;
+
+/// Fills in `family`'s template. `path` is the file that holds the configuration, for messages. Returns the module and
+/// the checkpoint under the names that the module uses.
+pub(crate) fn instantiate(
+    path: &Path,
+    family: &Family,
+    config: &Map<String, Json>,
+    checkpoint: Arc<dyn TensorSource>,
+    scheme: Option<Scheme>,
+) -> Result<(Module, Arc<dyn TensorSource>), ImportError> {
+    for rule in &family.keys {
+        rule.check(path, config)?;
+    }
+    let env = ConfigEnv { path, config };
+    let mut ignored: Vec<&Pattern> = Vec::new();
+    for (pattern, when) in &family.ignore {
+        if when.as_ref().map_or(Ok(true), |w| truth(&w.0, &env))? {
+            ignored.push(pattern);
+        }
+    }
+    let rename = |stored: &str| {
+        let alias = family
+            .aliases
+            .iter()
+            .find_map(|(theirs, ours)| Some(format!("{ours}{}", stored.strip_prefix(theirs.as_str())?)));
+        let name = alias.unwrap_or_else(|| stored.to_owned());
+        (!ignored.iter().any(|p| p.matches(&name).is_some())).then_some(name)
+    };
+    let view = View::new(checkpoint, rename)
+        .map_err(|e| ImportError::Tensors { path: path.to_owned(), problems: Problems(vec![e]) })?;
+    let mut names: BTreeSet<String> = view.names().into_iter().collect();
+    let packed: Vec<String> =
+        names.iter().filter_map(|n| Some(format!("{}.weight", n.strip_suffix(".qweight")?))).collect();
+    if let (None, Some(name)) = (scheme, packed.first()) {
+        return Err(ImportError::config(
+            path,
+            "quantization_config",
+            format!("is missing, but the checkpoint has packed weights such as `{name}`"),
+        ));
+    }
+    names.extend(packed);
+    let model = ModelEnv::new(path, config, dominant(&view), &names);
+    let parsed = awqc_ir::parse_with(&family.template, &model);
+    if let Some(error) = model.into_error() {
+        return Err(error);
+    }
+    let mut module = parsed
+        .map_err(|e| ImportError::text(path, format!("the template arch/{} cannot be filled in: {e}", family.file)))?;
+    let mut fit = Fit { view: &view, scheme, used: BTreeSet::new(), problems: Vec::new(), missing: BTreeSet::new() };
+    for region in &mut module.regions {
+        fit.region(region);
+    }
+    fit.conditional(&family.only, &module, &env)?;
+    fit.surplus(&module);
+    if fit.problems.is_empty() {
+        Ok((module, Arc::new(view)))
+    } else {
+        Err(ImportError::Tensors { path: path.to_owned(), problems: Problems(fit.problems) })
+    }
+}
+
+fn elem_of(stored: Stored) -> Option<Elem> {
+    match stored {
+        Stored::F32 | Stored::F64 => Some(Elem::F32),
+        Stored::F16 => Some(Elem::F16),
+        Stored::Bf16 => Some(Elem::Bf16),
+        Stored::U8 | Stored::I32 | Stored::I64 => None,
+    }
+}
+
+/// The element type that most numbers of the checkpoint have; f16 if it has no floats.
+fn dominant(source: &dyn TensorSource) -> Elem {
+    let mut counts: BTreeMap<Elem, u128> = BTreeMap::new();
+    for info in source.names().iter().filter_map(|n| source.info(n)) {
+        if let Some(elem) = elem_of(info.stored) {
+            let n = info.shape.iter().fold(1u128, |n, d| n.saturating_mul(*d as u128));
+            let count = counts.entry(elem).or_default();
+            *count = count.saturating_add(n);
+        }
+    }
+    counts.into_iter().max_by_key(|(_, n)| *n).map_or(Elem::F16, |(elem, _)| elem)
+}
+
+/// Compares what the module wants with what the checkpoint has.
+struct Fit<'a> {
+    view: &'a View,
+    scheme: Option<Scheme>,
+    used: BTreeSet<String>,
+    missing: BTreeSet<String>,
+    problems: Vec<String>,
+}
+
+impl Fit<'_> {
+    fn region(&mut self, region: &mut Region) {
+        let roots = region.used_weights();
+        let closure = region.weight_closure(&roots);
+        for id in closure.iter().copied() {
+            let WeightExpr::Source(relative) = &region.weight(id).expr else { continue };
+            let relative = relative.clone();
+            let name = region.tensor_name(&relative);
+            let ty = region.weight(id).ty.clone();
+            if let (Some(scheme), Some(stem)) = (self.scheme, Scheme::stem(&name, |n| self.view.contains(n))) {
+                self.used.extend(Scheme::parts(stem));
+                match scheme.packed_type(stem, &ty, self.view) {
+                    Err(problems) => self.problems.extend(problems),
+                    Ok(_) if !is_linear(region, id) => {
+                        self.problems.push(format!("`{stem}` is packed, but only the weight of a linear can be"))
+                    }
+                    Ok(packed) => {
+                        let tensor = relative.strip_suffix(".weight").unwrap_or(&relative).into();
+                        region.set_weight(id, WeightExpr::Packed { tensor, layout: awqc_ir::Layout::AwqGemm }, packed);
+                    }
+                }
+                continue;
+            }
+            self.used.insert(name.clone());
+            self.float(region, id, &name, &ty, &closure);
+        }
+    }
+
+    fn float(&mut self, region: &mut Region, id: WeightId, name: &str, ty: &Type, closure: &[WeightId]) {
+        let Some(info) = self.view.info(name) else {
+            if self.missing.insert(name.to_owned()) {
+                self.problems.push(format!("`{name}` is missing; {} is needed", plain(ty)));
+            }
+            return;
+        };
+        let Some(elem) = elem_of(info.stored) else {
+            self.problems.push(format!("`{name}` holds {}; floats are needed", info.stored));
+            return;
+        };
+        if ty.const_shape().as_ref() != Some(&info.shape) {
+            self.problems.push(format!(
+                "`{name}` has the shape {:?}; by the configuration it must be {}",
+                info.shape,
+                plain(ty)
+            ));
+            return;
+        }
+        retype(region, id, elem, closure);
+    }
+
+    /// Checks the tensors that depend on the configuration.
+    fn conditional(
+        &mut self,
+        rules: &[(Pattern, Condition)],
+        module: &Module,
+        env: &ConfigEnv<'_>,
+    ) -> Result<(), ImportError> {
+        let layers: Vec<String> = module.regions.iter().filter_map(|r| layer_number(&r.name)).collect();
+        for (pattern, condition) in rules {
+            let says = |b: bool| format!("`{}` is {b} in the configuration", condition.0);
+            if truth(&condition.0, env)? {
+                let named = pattern.with(Some("0")) != pattern.0;
+                let all: Vec<String> = if named {
+                    layers.iter().map(|n| pattern.with(Some(n))).collect()
+                } else {
+                    vec![pattern.0.clone()]
+                };
+                for name in all {
+                    if !self.view.contains(&name) && self.missing.insert(name.clone()) {
+                        self.problems.push(format!("`{name}` is missing, but {}", says(true)));
+                    }
+                }
+            } else {
+                let found = self.view.names().into_iter().find(|n| pattern.matches(n).is_some());
+                self.problems.extend(found.map(|n| format!("`{n}` is in the checkpoint, but {}", says(false))));
+            }
+        }
+        Ok(())
+    }
+
+    fn surplus(&mut self, module: &Module) {
+        let layers = module.layers();
+        let extra: Vec<String> = self.view.names().into_iter().filter(|n| !self.used.contains(n)).collect();
+        let note = format!(
+            "is not part of the model (of {layers} layers, by the configuration): remove it, or correct the configuration"
+        );
+        self.problems.extend(extra.into_iter().map(|n| format!("`{n}` {note}")));
+    }
+}
+
+fn layer_number(name: &RegionName) -> Option<String> {
+    match name {
+        RegionName::Layer(i) => Some(i.to_string()),
+        RegionName::Named(_) => None,
+    }
+}
+
+/// A shape as checkpoints print it.
+fn plain(ty: &Type) -> String {
+    let dims: Vec<String> = ty.shape.iter().map(Dim::to_string).collect();
+    format!("[{}]", dims.join(", "))
+}
+
+/// Whether every use of a weight is as the matrix of a linear.
+fn is_linear(region: &Region, id: WeightId) -> bool {
+    let uses = || region.nodes().flat_map(|(_, n)| n.operands.iter().enumerate().map(move |(i, o)| (n, i, o.weight())));
+    let inside = region.weight_ids().any(|w| region.weight(w).expr.children().contains(&id));
+    !inside && uses().filter(|(_, _, w)| *w == Some(id)).all(|(n, i, _)| i == 1 && matches!(n.op, Op::Linear(_)))
+}
+
+/// Gives a source the element type that it is stored in, so that nothing is rounded, wherever its type is not also
+/// the type of values (a table's rows) or bound to those of other terms.
+fn retype(region: &mut Region, id: WeightId, elem: Elem, closure: &[WeightId]) {
+    if region.weight(id).ty.elem == elem {
+        return;
+    }
+    let parents: Vec<WeightId> =
+        closure.iter().copied().filter(|w| region.weight(*w).expr.children().contains(&id)).collect();
+    let mut chain = vec![id];
+    for parent in parents {
+        if !matches!(region.weight(parent).expr, WeightExpr::Transpose(_))
+            || closure.iter().any(|w| region.weight(*w).expr.children().contains(&parent))
+        {
+            return;
+        }
+        chain.push(parent);
+    }
+    let table = |w: &WeightId| {
+        region
+            .nodes()
+            .any(|(_, n)| matches!(n.op, Op::Embedding(_)) && n.operands.iter().any(|o| o.weight() == Some(*w)))
+    };
+    if chain.iter().any(table) {
+        return;
+    }
+    for w in chain {
+        let weight = region.weight(w).clone();
+        region.set_weight(w, weight.expr, weight.ty.with_elem(elem));
+    }
+}

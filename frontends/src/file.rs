@@ -1,0 +1,49 @@
+//! An open file that is read at positions: no mapping (a truncated mapping kills the process), no shared cursor.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::ImportError;
+
+/// A file and its length when it was opened.
+#[derive(Debug)]
+pub(crate) struct DataFile {
+    pub(crate) path: PathBuf,
+    pub(crate) len: u64,
+    file: File,
+}
+
+impl DataFile {
+    pub(crate) fn open(path: &Path) -> Result<Self, ImportError> {
+        let file = File::open(path).map_err(|e| ImportError::io(path, e))?;
+        let meta = file.metadata().map_err(|e| ImportError::io(path, e))?;
+        if !meta.is_file() {
+            return Err(ImportError::path(path, "is not a regular file"));
+        }
+        Ok(Self { path: path.to_owned(), len: meta.len(), file })
+    }
+
+    /// `len` bytes from `at`. Fails, before it allocates, where the file has fewer.
+    pub(crate) fn read(&self, at: u64, len: u64) -> Result<Vec<u8>, std::io::Error> {
+        let short = || std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "the file is shorter than expected");
+        if at.checked_add(len).is_none_or(|end| end > self.len) {
+            return Err(short());
+        }
+        let mut bytes = vec![0; usize::try_from(len).map_err(|_| short())?];
+        self.file.read_exact_at(&mut bytes, at)?;
+        Ok(bytes)
+    }
+}
+
+/// Reads a whole file that must not be larger than `limit` bytes.
+pub(crate) fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>, ImportError> {
+    let file = DataFile::open(path)?;
+    if file.len > limit {
+        return Err(ImportError::malformed(
+            path,
+            format!("is {} bytes long; such a file has at most {limit}", file.len),
+        ));
+    }
+    file.read(0, file.len).map_err(|e| ImportError::io(path, e))
+}

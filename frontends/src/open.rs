@@ -1,0 +1,186 @@
+//! The one door: a path to a module, whatever it leads to.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use awqc_ir::{Module, TensorSource};
+use serde_json::{Map, Value as Json};
+
+use crate::artefact;
+use crate::error::ImportError;
+use crate::family::{Family, by_config, by_gguf, instantiate};
+use crate::file::read_small;
+use crate::gguf::Gguf;
+use crate::quantized::Scheme;
+use crate::safetensors::{INDEX, Safetensors, open_folder};
+
+/// A model, ready for the compiler.
+pub struct Imported {
+    /// The whole model.
+    pub module: Module,
+    /// Its tensors, under the names that the module uses.
+    pub source: Arc<dyn TensorSource>,
+    /// The Hugging Face configuration; for a GGUF file, one made from its metadata. Empty for a bare module.
+    pub config: Map<String, Json>,
+    /// Tokenizer and other files that belong to the model.
+    pub files: Vec<ExtraFile>,
+    /// Things that a person should know.
+    pub notes: Vec<String>,
+    /// What the path led to.
+    pub kind: Kind,
+}
+
+/// What a path leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A Hugging Face folder, or its safetensors file.
+    HuggingFace,
+    /// A GGUF file.
+    Gguf,
+    /// A compiled artefact.
+    Artefact,
+    /// A module's text without tensors; those that are read are made up.
+    Text,
+}
+
+/// A file that goes with the model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExtraFile {
+    /// Its name, without a folder.
+    pub name: String,
+    /// What is in it.
+    pub contents: Contents,
+}
+
+/// Where a file's contents are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Contents {
+    /// Here.
+    Bytes(Vec<u8>),
+    /// In this file.
+    Path(PathBuf),
+}
+
+impl ExtraFile {
+    /// The contents.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn read(&self) -> Result<Vec<u8>, ImportError> {
+        match &self.contents {
+            Contents::Bytes(bytes) => Ok(bytes.clone()),
+            Contents::Path(path) => read_small(path, MAX_TEXT),
+        }
+    }
+}
+
+/// Files that are copied along, if they are there.
+const EXTRA: [&str; 12] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "LICENSE",
+];
+
+/// Largest JSON or text file that is read: tokenizers take tens of megabytes.
+pub(crate) const MAX_TEXT: u64 = 1 << 28;
+
+/// Opens a model: a Hugging Face folder, a `.gguf` file, a `.safetensors` file with its `config.json`, a compiled
+/// artefact, or an `.awqir` file.
+///
+/// # Errors
+/// When the path leads to none of these, a file is damaged, or the model is not known.
+pub fn open(path: &Path) -> Result<Imported, ImportError> {
+    let meta = std::fs::metadata(path).map_err(|e| ImportError::io(path, e))?;
+    if meta.is_dir() {
+        return if path.join(artefact::MODULE).is_file() { artefact::open_folder(path) } else { open_hf(path) };
+    }
+    match path.extension().and_then(|e| e.to_str()) {
+        Some("gguf") => open_gguf(path),
+        Some("safetensors") => open_file(path),
+        Some("awqir") => artefact::open_text(path),
+        Some(_) | None => Err(ImportError::path(
+            path,
+            "is no model: give a folder with config.json and safetensors, a .gguf, .safetensors or .awqir file, or a compiled model's folder",
+        )),
+    }
+}
+
+fn open_hf(folder: &Path) -> Result<Imported, ImportError> {
+    let config = read_config(&folder.join("config.json"))?;
+    let family = by_config(&folder.join("config.json"), &config)?;
+    let tensors = open_folder(folder)?;
+    hugging_face(folder, config, &family, tensors)
+}
+
+fn open_file(path: &Path) -> Result<Imported, ImportError> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let config = read_config(&folder.join("config.json"))?;
+    let family = by_config(&folder.join("config.json"), &config)?;
+    // One shard of several stands for all of them.
+    let shard = Safetensors::open(path)?;
+    let index = folder.join(INDEX);
+    let tensors = if index.is_file() {
+        let all = Safetensors::open_index(&index)?;
+        let listed = all.paths().any(|p| p.file_name() == path.file_name());
+        if listed { all } else { shard }
+    } else {
+        shard
+    };
+    hugging_face(folder, config, &family, tensors)
+}
+
+fn hugging_face(
+    folder: &Path,
+    mut config: Map<String, Json>,
+    family: &Family,
+    tensors: Safetensors,
+) -> Result<Imported, ImportError> {
+    let path = folder.join("config.json");
+    let mut scheme = Scheme::of_config(&path, &config)?;
+    let old = folder.join("quant_config.json");
+    if scheme.is_none() && old.is_file() {
+        let settings = read_config(&old)?;
+        scheme = Some(Scheme::read(&old, "", &settings)?);
+        let mut settings = settings;
+        settings.entry("quant_method").or_insert("awq".into());
+        config.insert("quantization_config".into(), Json::Object(settings));
+    }
+    let (module, source) = instantiate(&path, family, &config, Arc::new(tensors), scheme)?;
+    Ok(Imported { module, source, config, files: extra_files(folder), notes: Vec::new(), kind: Kind::HuggingFace })
+}
+
+fn open_gguf(path: &Path) -> Result<Imported, ImportError> {
+    let file = Gguf::open(path)?;
+    let family = by_gguf(path, file.architecture()?)?;
+    let mapped = file.map(&family)?;
+    let (module, source) = instantiate(path, &family, &mapped.config, Arc::new(mapped.source), None)?;
+    Ok(Imported { module, source, config: mapped.config, files: mapped.files, notes: mapped.notes, kind: Kind::Gguf })
+}
+
+/// The files of a folder that go with the model, in a fixed order.
+pub(crate) fn extra_files(folder: &Path) -> Vec<ExtraFile> {
+    let there = EXTRA.iter().map(|name| (name, folder.join(name))).filter(|(_, path)| path.is_file());
+    there.map(|(name, path)| ExtraFile { name: (*name).to_owned(), contents: Contents::Path(path) }).collect()
+}
+
+/// Reads a JSON object.
+pub(crate) fn read_config(path: &Path) -> Result<Map<String, Json>, ImportError> {
+    if !path.is_file() {
+        return Err(ImportError::path(path, "is missing: a model folder has a config.json beside its tensors"));
+    }
+    let bytes = read_small(path, MAX_TEXT)?;
+    match serde_json::from_slice(&bytes) {
+        Ok(Json::Object(map)) => Ok(map),
+        Ok(_) => Err(ImportError::malformed(path, "is not a JSON object: download it again")),
+        Err(e) => Err(ImportError::malformed(path, format!("is not JSON: {e}; download it again"))),
+    }
+}

@@ -1,0 +1,311 @@
+//! Safetensors checkpoints: one file, or shards with an index. Headers are checked before anything is believed; tensors
+//! are read one at a time at their position in the file.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use awqc_ir::{RawTensor, Stored, TensorError, TensorInfo, TensorSource};
+use safetensors::tensor::{Dtype, TensorInfo as Entry};
+use serde::de::{Deserializer as _, Error as _, IgnoredAny, MapAccess, Visitor};
+
+use crate::error::{ImportError, Problems};
+use crate::file::{DataFile, read_small};
+
+/// The index of a sharded checkpoint.
+pub const INDEX: &str = "model.safetensors.index.json";
+
+/// Largest header that is believed, as in the format's reference implementation.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// Tensors of one or more safetensors files.
+#[derive(Debug)]
+pub struct Safetensors {
+    files: Vec<DataFile>,
+    tensors: BTreeMap<String, Place>,
+}
+
+#[derive(Debug)]
+struct Place {
+    file: usize,
+    at: u64,
+    len: u64,
+    info: TensorInfo,
+}
+
+impl Safetensors {
+    /// Opens a single file.
+    ///
+    /// # Errors
+    /// When it cannot be read or its header is wrong.
+    pub fn open(path: &Path) -> Result<Self, ImportError> {
+        let mut out = Self { files: Vec::new(), tensors: BTreeMap::new() };
+        out.add(path)?;
+        Ok(out)
+    }
+
+    /// Opens every shard that an index names, and checks that index and shards agree.
+    ///
+    /// # Errors
+    /// When the index is not understood, a shard or tensor is missing, or a shard's header is wrong.
+    pub fn open_index(index: &Path) -> Result<Self, ImportError> {
+        let map = read_index(index)?;
+        let folder = index.parent().unwrap_or(Path::new("."));
+        let mut out = Self { files: Vec::new(), tensors: BTreeMap::new() };
+        let mut problems = Vec::new();
+        let shards: BTreeSet<&String> = map.values().collect();
+        for shard in shards {
+            let path = folder.join(shard);
+            if path.is_file() {
+                out.add(&path)?;
+            } else {
+                problems.push(format!("shard `{shard}` is missing: the index names it; download it"));
+            }
+        }
+        if problems.is_empty() {
+            for (tensor, shard) in &map {
+                match out.tensors.get(tensor) {
+                    None => problems.push(format!("tensor `{tensor}` is not in `{shard}`, where the index says it is")),
+                    Some(place) if out.files[place.file].path.file_name() != Path::new(shard).file_name() => {
+                        problems.push(format!(
+                            "tensor `{tensor}` is not in `{shard}`, where the index says it is, but in another shard"
+                        ));
+                    }
+                    Some(_) => {}
+                }
+            }
+            let extra = out.tensors.keys().filter(|t| !map.contains_key(*t));
+            problems.extend(extra.map(|t| format!("tensor `{t}` is in a shard but not in the index")));
+        }
+        if problems.is_empty() {
+            Ok(out)
+        } else {
+            Err(ImportError::Tensors { path: index.to_owned(), problems: Problems(problems) })
+        }
+    }
+
+    fn add(&mut self, path: &Path) -> Result<(), ImportError> {
+        let file = DataFile::open(path)?;
+        let index = self.files.len();
+        for (name, entry, at) in read_header(&file)? {
+            let Some(stored) = stored(entry.dtype) else {
+                return Err(ImportError::unsupported(
+                    path,
+                    format!(
+                        "tensor `{name}` is stored as {:?}; F32, F16, BF16, F64, I32, I64 and U8 are read",
+                        entry.dtype
+                    ),
+                ));
+            };
+            let len = (entry.data_offsets.1 - entry.data_offsets.0) as u64;
+            let info = TensorInfo { stored, shape: entry.shape };
+            if let Some(other) = self.tensors.insert(name.clone(), Place { file: index, at, len, info }) {
+                let other = self.files.get(other.file).map_or(Path::new(""), |f| &f.path);
+                return Err(ImportError::malformed(
+                    path,
+                    format!("tensor `{name}` is also in {}: remove one of the files", other.display()),
+                ));
+            }
+        }
+        self.files.push(file);
+        Ok(())
+    }
+
+    /// The files, in order.
+    pub fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+        self.files.iter().map(|f| &f.path)
+    }
+}
+
+impl TensorSource for Safetensors {
+    fn names(&self) -> Vec<String> {
+        self.tensors.keys().cloned().collect()
+    }
+
+    fn info(&self, name: &str) -> Option<TensorInfo> {
+        self.tensors.get(name).map(|t| t.info.clone())
+    }
+
+    fn read(&self, name: &str) -> Result<RawTensor, TensorError> {
+        let Some((place, file)) = self.tensors.get(name).and_then(|p| Some((p, self.files.get(p.file)?))) else {
+            return Err(TensorError(format!("there is no tensor `{name}` in the checkpoint")));
+        };
+        let bytes = file.read(place.at, place.len).map_err(|e| {
+            let path = file.path.display();
+            TensorError(format!(
+                "cannot read the {} bytes of tensor `{name}` in {path}: {e}; was the file changed?",
+                place.len
+            ))
+        })?;
+        Ok(RawTensor { info: place.info.clone(), bytes })
+    }
+}
+
+fn stored(dtype: Dtype) -> Option<Stored> {
+    // The list of the crate may grow: what is not named here is not read.
+    Some(match dtype {
+        Dtype::F32 => Stored::F32,
+        Dtype::F16 => Stored::F16,
+        Dtype::BF16 => Stored::Bf16,
+        Dtype::F64 => Stored::F64,
+        Dtype::I32 => Stored::I32,
+        Dtype::I64 => Stored::I64,
+        Dtype::U8 | Dtype::BOOL => Stored::U8,
+        _ => return None,
+    })
+}
+
+/// The entries of a header with the position of each in the file. Every tensor lies inside the file, has the bytes
+/// that its shape and type need, and begins where the one before it ends.
+fn read_header(file: &DataFile) -> Result<Vec<(String, Entry, u64)>, ImportError> {
+    let bad = |problem: String| ImportError::malformed(&file.path, problem);
+    let short = "the file is damaged or incomplete; download it again";
+    if file.len < 8 {
+        return Err(bad(format!("is {} bytes long, too short for a safetensors header: {short}", file.len)));
+    }
+    let prefix = file.read(0, 8).map_err(|e| ImportError::io(&file.path, e))?;
+    let size = prefix.first_chunk::<8>().map_or(0, |b| u64::from_le_bytes(*b));
+    if size > MAX_HEADER || size > file.len - 8 {
+        return Err(bad(format!(
+            "claims a header of {size} bytes, the file has {} after its first 8: {short}, or is no safetensors file",
+            file.len - 8
+        )));
+    }
+    let json = file.read(8, size).map_err(|e| ImportError::io(&file.path, e))?;
+    let entries =
+        parse_header(&json).map_err(|e| bad(format!("the header is not a safetensors header: {e}; {short}")))?;
+    let (base, data) = (8 + size, file.len - 8 - size);
+    let mut out = Vec::with_capacity(entries.len());
+    let mut end = 0u64;
+    let mut entries: Vec<(String, Entry)> = entries.into_iter().collect();
+    entries.sort_by_key(|(_, e)| e.data_offsets);
+    for (name, entry) in entries {
+        let (start, stop) = (entry.data_offsets.0 as u64, entry.data_offsets.1 as u64);
+        let elements = entry.shape.iter().try_fold(1u64, |n, d| n.checked_mul(*d as u64));
+        let want = elements
+            .and_then(|n| n.checked_mul(entry.dtype.bitsize() as u64))
+            .filter(|bits| bits % 8 == 0)
+            .map(|bits| bits / 8);
+        if start > stop || stop > data {
+            return Err(bad(format!("tensor `{name}` lies at bytes {start}..{stop} of {data}: {short}")));
+        }
+        if want != Some(stop - start) {
+            let want = want.map_or_else(|| "more than any file".to_owned(), |w| format!("{w}"));
+            return Err(bad(format!(
+                "tensor `{name}` has {} bytes, its shape {:?} of {:?} needs {want}: {short}",
+                stop - start,
+                entry.shape,
+                entry.dtype
+            )));
+        }
+        if start != end {
+            let what = if start < end { "overlaps the tensor before it" } else { "leaves a gap before it" };
+            return Err(bad(format!("tensor `{name}` at byte {start} {what}, which ends at byte {end}: {short}")));
+        }
+        end = stop;
+        out.push((name, entry, base + start));
+    }
+    if end != data {
+        return Err(bad(format!("has {data} bytes of data, the header describes {end}: {short}")));
+    }
+    Ok(out)
+}
+
+/// Parses the JSON of a header. Unlike a map, it notices a name that occurs twice.
+fn parse_header(json: &[u8]) -> Result<BTreeMap<String, Entry>, serde_json::Error> {
+    struct Header;
+    impl<'de> Visitor<'de> for Header {
+        type Value = BTreeMap<String, Entry>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object of tensors")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut out = BTreeMap::new();
+            while let Some(name) = map.next_key::<String>()? {
+                if name == "__metadata__" {
+                    map.next_value::<IgnoredAny>()?;
+                    continue;
+                }
+                let entry = map.next_value::<Entry>().map_err(|e| A::Error::custom(format!("tensor `{name}`: {e}")))?;
+                if out.insert(name.clone(), entry).is_some() {
+                    return Err(A::Error::custom(format!("tensor `{name}` occurs twice")));
+                }
+            }
+            Ok(out)
+        }
+    }
+    let mut de = serde_json::Deserializer::from_slice(json);
+    let entries = de.deserialize_map(Header)?;
+    de.end()?;
+    Ok(entries)
+}
+
+/// Tensor name to shard file of an index.
+fn read_index(path: &Path) -> Result<BTreeMap<String, String>, ImportError> {
+    let bytes = read_small(path, MAX_HEADER)?;
+    let bad = |problem: &str| ImportError::malformed(path, format!("{problem}; download it again"));
+    let json: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| bad(&format!("is not JSON: {e}")))?;
+    let map = json.get("weight_map").and_then(|m| m.as_object()).ok_or_else(|| bad("has no object `weight_map`"))?;
+    let mut out = BTreeMap::new();
+    for (tensor, shard) in map {
+        let shard =
+            shard.as_str().ok_or_else(|| bad(&format!("`weight_map` gives no file name for tensor `{tensor}`")))?;
+        // A shard lies beside its index: a path that leads elsewhere is not followed.
+        if Path::new(shard).file_name() != Some(shard.as_ref()) {
+            return Err(bad(&format!(
+                "`weight_map` puts tensor `{tensor}` in `{shard}`, which is not a plain file name"
+            )));
+        }
+        out.insert(tensor.clone(), shard.to_owned());
+    }
+    Ok(out)
+}
+
+/// The safetensors of a folder: the index if there is one, otherwise `model.safetensors`, otherwise the only
+/// `.safetensors` file there is.
+///
+/// # Errors
+/// When there is none or more than one, or what there is cannot be opened.
+pub fn open_folder(folder: &Path) -> Result<Safetensors, ImportError> {
+    let index = folder.join(INDEX);
+    if index.is_file() {
+        return Safetensors::open_index(&index);
+    }
+    let single = folder.join("model.safetensors");
+    if single.is_file() {
+        return Safetensors::open(&single);
+    }
+    let entries = std::fs::read_dir(folder).map_err(|e| ImportError::io(folder, e))?;
+    let mut found: Vec<PathBuf> = Vec::new();
+    let mut pickled = false;
+    for entry in entries {
+        let path = entry.map_err(|e| ImportError::io(folder, e))?.path();
+        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("");
+        pickled |= matches!(extension, "bin" | "pt" | "pth");
+        if extension == "safetensors" {
+            found.push(path);
+        }
+    }
+    found.sort();
+    match found.as_slice() {
+        [one] => Safetensors::open(one),
+        [] if pickled => Err(ImportError::unsupported(
+            folder,
+            "has pickled weights only (.bin, .pt); save the model as safetensors (save_pretrained with safe_serialization)",
+        )),
+        [] => Err(ImportError::path(
+            folder,
+            "has no model.safetensors and no model.safetensors.index.json: it is not a model folder",
+        )),
+        many => {
+            let names: Vec<String> =
+                many.iter().filter_map(|p| p.file_name()).map(|n| n.to_string_lossy().into_owned()).collect();
+            Err(ImportError::path(
+                folder,
+                format!("has several safetensors files ({}) but no {INDEX} that says what is where", names.join(", ")),
+            ))
+        }
+    }
+}
