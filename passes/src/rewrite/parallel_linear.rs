@@ -64,10 +64,11 @@ fn plan(region: &Region, linears: &[NodeId]) -> Result<Parts, String> {
         return Err("they read different values".into());
     }
     let first = &region.weight(*first).ty;
-    if let Some(other) =
-        weights.iter().map(|w| &region.weight(*w).ty).find(|t| t.elem != first.elem || t.layout != first.layout)
-    {
+    if let Some(other) = weights.iter().map(|w| &region.weight(*w).ty).find(|t| t.elem != first.elem) {
         return Err(format!("their weights are of different types, {first} and {other}"));
+    }
+    if weights.iter().any(|w| matches!(region.weight(*w).expr, WeightExpr::Pack(_))) {
+        return Err("their weights are packed already".into());
     }
     if !biases.is_empty() && biases.len() != weights.len() {
         return Err("some have a bias and some have none".into());
@@ -136,6 +137,8 @@ fn cat(region: &mut Region, parts: &[WeightId], name: &str) -> Result<(WeightId,
         None => return Err("there are no weights".into()),
     };
     ty.shape = shape.unwrap_or_default();
+    // What was stored in some layout is in none once it is joined.
+    ty.layout = None;
     let name: Name = region.fresh_weight_name(name);
     let Some(inner) = inner else { return Ok((region.add_weight(Some(name), expr, ty), Vec::new())) };
     let elem = parts.first().map_or(ty.elem, |p| region.weight(*p).ty.elem);
