@@ -66,6 +66,7 @@ impl Env for ConfigEnv<'_> {
 /// |---|---|
 /// | `config.KEY…` | a configuration value |
 /// | `dtype` | the element type that most of the checkpoint's floats have |
+/// | `op.NAME` | the op for the activation of this name |
 /// | `act.KEY` | the op for the activation that `config.KEY` names |
 /// | `rope_theta`, `rope_theta.KIND` | the base of the rotary frequencies, for all layers or for those of a kind |
 /// | `rope_scaling`, `rope_scaling.KIND` | the change to these frequencies, as the `rope_table` op has it |
@@ -113,21 +114,26 @@ impl<'a> ModelEnv<'a> {
                 ));
             }
         };
-        let op = match name {
-            "silu" | "swish" => "silu",
-            "relu" => "relu",
-            "gelu" => "gelu",
-            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_accurate" => "gelu {form=tanh}",
-            "quick_gelu" => "gelu {form=quick}",
-            other => {
-                let problem = format!(
-                    "`{key}` is `{other}`; silu, relu, gelu, gelu_new, gelu_pytorch_tanh, gelu_fast and quick_gelu are known"
-                );
-                return Err(ImportError::unsupported(self.path, problem));
-            }
-        };
-        Ok(op.into())
+        activation(name).map(Json::from).ok_or_else(|| {
+            let problem = format!("`{key}` is `{name}`; {KNOWN} are known");
+            ImportError::unsupported(self.path, problem)
+        })
     }
+}
+
+/// The names that [`activation`] knows, for messages.
+const KNOWN: &str = "silu, relu, gelu, gelu_new, gelu_pytorch_tanh, gelu_fast and quick_gelu";
+
+/// The op for an activation of this name.
+fn activation(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "silu" | "swish" => "silu",
+        "relu" => "relu",
+        "gelu" => "gelu",
+        "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_accurate" => "gelu {form=tanh}",
+        "quick_gelu" => "gelu {form=quick}",
+        _ => return None,
+    })
 }
 
 impl Env for ModelEnv<'_> {
@@ -136,6 +142,7 @@ impl Env for ModelEnv<'_> {
         match (head, tail) {
             ("config", Some(_)) => config_value(self.config, name),
             ("dtype", None) => Some(self.dtype.to_string().into()),
+            ("op", Some(name)) => activation(name).map(Json::from),
             ("act", Some(key)) => Some(self.keep(self.activation(key))),
             ("rope_theta", kind) => Some(self.keep(rope::theta(self.path, self.config, kind))),
             ("rope_scaling", kind) => Some(self.keep(rope::scaling(self.path, self.config, kind))),
