@@ -1,1 +1,31 @@
-//! awqc
+//! The driver of `awqc`, as a library: open a model, run a pipeline over it, write an artefact, measure it.
+//!
+//! The program is [`main`] with a [`Registry`](awqc_passes::Registry); a tool with passes of its own calls it with a
+//! longer registry. The parts are re-exported: [`ir`], [`frontends`], [`passes`], [`exec`].
+
+pub use awqc_exec as exec;
+pub use awqc_frontends as frontends;
+pub use awqc_ir as ir;
+pub use awqc_passes as passes;
+
+pub mod calibration;
+pub mod chat;
+mod cli;
+pub mod compile;
+pub mod evaluate;
+pub mod failure;
+mod files;
+pub mod generate;
+pub mod interrupt;
+pub mod metrics;
+pub mod model;
+pub mod progress;
+pub mod resume;
+mod rss;
+pub mod sample;
+pub mod standard;
+pub mod target;
+pub mod tokens;
+pub mod watch;
+
+pub use cli::main;

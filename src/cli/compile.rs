@@ -1,0 +1,139 @@
+//! `awqc compile`.
+
+use std::path::PathBuf;
+
+use awqc_exec::emit::Existing;
+use awqc_ir::{Group, Quant};
+
+use super::{Context, print_json};
+use crate::calibration::Calibration;
+use crate::compile::{Outcome, Request, compile};
+use crate::failure::{Exit, Failure};
+use crate::progress::{print, say};
+use crate::target::Target;
+use crate::watch::Watch;
+
+/// Compile a model for a target.
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// The model.
+    model: PathBuf,
+    /// What to compile for; see `awqc targets`.
+    #[arg(long, default_value = "reference")]
+    target: String,
+    /// The folder to write; named after model, target and quantization if not given.
+    #[arg(short, long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// Replace the folder if it exists.
+    #[arg(long)]
+    force: bool,
+    /// Keep finished layers in a work folder beside the output, and go on from there if an earlier run was killed.
+    #[arg(long)]
+    resume: bool,
+    /// Bits per weight: 2, 3, 4 or 8.
+    #[arg(long, default_value_t = 4)]
+    bits: u8,
+    /// Weights that share a scale: a number, or `row` for a whole row. The target's own choice if not given.
+    #[arg(long, value_name = "N|row")]
+    group: Option<String>,
+    /// Symmetric codes, without zero points.
+    #[arg(long)]
+    symmetric: bool,
+    /// The passes to run in place of the target's own.
+    #[arg(long, value_name = "PIPELINE")]
+    passes: Option<String>,
+    /// What activations are measured on: `builtin`, `self` (the model writes it), or a text file.
+    #[arg(long, value_name = "FILE|builtin|self", default_value = "builtin")]
+    calib: Calibration,
+    /// Token ids to calibrate on: `input_ids`, [windows, length], of a safetensors file.
+    #[arg(long, value_name = "FILE", conflicts_with = "calib")]
+    calib_ids: Option<PathBuf>,
+    /// At most so many calibration windows.
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    samples: usize,
+    /// Tokens in a calibration window.
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    seqlen: usize,
+    /// Print the time of each pass.
+    #[arg(long)]
+    timing: bool,
+    /// Print the counters of each pass.
+    #[arg(long)]
+    stats: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    watch: Watch,
+}
+
+pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
+    let target = Target::find(&args.target)?;
+    let group = match args.group.as_deref() {
+        None => Group::Size(target.group),
+        Some("row") => Group::Row,
+        Some(n) => match n.parse() {
+            Ok(n) if n > 0 => Group::Size(n),
+            _not_a_size => {
+                return Err(Failure::new(Exit::Usage, format!("--group {n}: a positive number or `row` is needed")));
+            }
+        },
+    };
+    if !Quant::BITS.contains(&args.bits) {
+        return Err(Failure::new(Exit::Usage, format!("--bits {}: 2, 3, 4 or 8 are supported", args.bits)));
+    }
+    if args.samples == 0 || args.seqlen < 2 {
+        return Err(Failure::new(Exit::Usage, "at least one calibration window of two tokens is needed"));
+    }
+    let quant = Quant { bits: args.bits, symmetric: args.symmetric, group };
+    let out = args.output.clone().unwrap_or_else(|| {
+        let stem = args.model.file_stem().map_or_else(|| "model".into(), |s| s.to_string_lossy().into_owned());
+        PathBuf::from(format!("{stem}-{}-{quant}", target.name))
+    });
+    let request = Request {
+        registry: &context.registry,
+        model: &args.model,
+        target,
+        quant,
+        pipeline: args.passes.clone(),
+        calibration: args.calib_ids.clone().map_or_else(|| args.calib.clone(), Calibration::Ids),
+        samples: args.samples,
+        seqlen: args.seqlen,
+        out,
+        existing: if args.force { Existing::Replace } else { Existing::Refuse },
+        resume: args.resume,
+        watch: &args.watch,
+        interrupt: &context.interrupt,
+        quiet: context.quiet,
+    };
+    let outcome = compile(&request)?;
+    for remark in &outcome.report.remarks {
+        say(&format!("warning: {} on {}: {}", remark.pass, remark.region, remark.message));
+    }
+    if args.timing {
+        outcome.passes.iter().for_each(|p| say(&format!("{:>9.2} s  {}", p.seconds, p.pass)));
+    }
+    if args.stats {
+        for pass in &outcome.passes {
+            pass.stats.iter().for_each(|(name, value)| say(&format!("{value:>12}  {}: {name}", pass.pass)));
+        }
+    }
+    if args.json {
+        return print_json(&outcome);
+    }
+    print(&summary(&outcome));
+    Ok(())
+}
+
+fn summary(outcome: &Outcome) -> String {
+    let Outcome { artefact, seconds, peak_rss_bytes, report, .. } = outcome;
+    let memory = peak_rss_bytes.map_or_else(String::new, |b| format!(", {:.0} MB of memory at most", b as f64 / 1e6));
+    format!(
+        "{}: {:.1} of {:.1} million weights in {:.2} bits, {} sites scaled, {seconds:.1} s{memory}\n",
+        artefact.display(),
+        report.quantized_parameters as f64 / 1e6,
+        report.parameters as f64 / 1e6,
+        report.bits_per_weight,
+        report.sites.len(),
+    )
+}

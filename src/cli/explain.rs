@@ -1,0 +1,90 @@
+//! `awqc explain`: what a pass did to a model, and where it nearly did more.
+
+use std::path::PathBuf;
+
+use awqc_exec::HostExecutor;
+use awqc_passes::pipeline::Pipeline;
+use awqc_passes::{Fidelity, RemarkKind, Remarks};
+
+use super::{Context, print_json};
+use crate::failure::{Exit, Failure};
+use crate::model::Model;
+use crate::progress::print;
+use crate::target::Target;
+use crate::watch::Watch;
+
+/// Say what a pass does to a model, and why it does not do more.
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// The model.
+    model: PathBuf,
+    /// The pass.
+    #[arg(long)]
+    pass: String,
+    /// The passes to run, this one among them; by default those of the target that come before it and change nothing
+    /// but the form.
+    #[arg(long, value_name = "PIPELINE")]
+    passes: Option<String>,
+    /// Whose pipeline the pass belongs to.
+    #[arg(long, default_value = "reference")]
+    target: String,
+    /// Print JSON instead.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    watch: Watch,
+}
+
+pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
+    let Model { mut module, source, .. } = Model::open(&args.model)?;
+    let pipeline = match &args.passes {
+        Some(pipeline) => pipeline.clone(),
+        None => before(context, args)?,
+    };
+    let mut manager = args.watch.manager(&context.registry, &pipeline, &context.interrupt)?;
+    let mut exec = HostExecutor::new(source);
+    let mut remarks = Remarks::default();
+    let done = manager.run_module(&mut module, &mut exec, &mut remarks, &mut |e| args.watch.show(e));
+    let own: Vec<_> = remarks.list.iter().filter(|r| r.pass == args.pass).collect();
+    if args.json {
+        print_json(&own)?;
+    } else {
+        for remark in &own {
+            let kind = match remark.kind {
+                RemarkKind::Applied => "applied",
+                RemarkKind::Missed => "missed",
+                RemarkKind::Warning => "warning",
+            };
+            print(&format!("{:<8} {kind:<8} {}\n", remark.region, remark.message));
+        }
+        if own.is_empty() && done.is_ok() {
+            print(&format!("{} found nothing to do\n", args.pass));
+        }
+    }
+    done.map(|_| ()).map_err(|e| crate::compile::pass_failure(&e))
+}
+
+/// The structural passes of the target before this one, and it.
+fn before(context: &Context, args: &Args) -> Result<String, Failure> {
+    let Some(info) = context.registry.get(&args.pass) else {
+        // The manager's own message names the nearest pass.
+        return Ok(args.pass.clone());
+    };
+    let target = Target::find(&args.target)?;
+    let scheme = awqc_ir::Quant { bits: 4, symmetric: false, group: awqc_ir::Group::Size(target.group) };
+    let mut pipeline: Pipeline = target
+        .pipeline(scheme)
+        .parse()
+        .map_err(|e| Failure::new(Exit::Failed, format!("the target's pipeline: {e}")))?;
+    let at = pipeline.steps.iter().position(|s| s.name == info.name).unwrap_or(pipeline.steps.len());
+    let own = pipeline.steps.get(at).cloned();
+    pipeline.steps.truncate(at);
+    let structural =
+        |name: &str| context.registry.get(name).is_some_and(|p| p.fidelity == Fidelity::Exact) && name != "profile";
+    pipeline.steps.retain(|s| structural(&s.name));
+    let mut text = pipeline.to_string();
+    if !text.is_empty() {
+        text.push(',');
+    }
+    Ok(text + &own.map_or_else(|| info.name.clone(), |s| Pipeline { steps: vec![s] }.to_string()))
+}

@@ -1,0 +1,117 @@
+//! The command line: one module a subcommand. Results go to standard output, everything else to standard error.
+
+mod compile;
+mod diff;
+mod dump;
+mod eval;
+mod explain;
+mod list;
+mod opt;
+mod run;
+mod verify;
+
+use std::process::ExitCode;
+
+use awqc_passes::Registry;
+use clap::{Parser, Subcommand};
+
+use crate::failure::{Exit, Failure};
+use crate::interrupt::Interrupt;
+use crate::progress::say;
+
+const AFTER: &str =
+    "MODEL is a folder as Hugging Face tools write it, a .gguf or .safetensors file, a compiled artefact, \
+or IR text (.awqir).
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 unsupported model or target, 4 bad input, 5 a check or quality gate missed, \
+6 out of memory, 130 interrupted.";
+
+/// Compiles trained language models to 4, 3 and 2 bits, and runs them.
+#[derive(Parser)]
+#[command(name = "awqc", version, after_help = AFTER, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Threads to use; all cores if not given. Results do not depend on it.
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<usize>,
+    /// Show no progress.
+    #[arg(long, short, global = true)]
+    quiet: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Compile a model for a target.
+    Compile(compile::Args),
+    /// Print a model's graph.
+    Dump(dump::Args),
+    /// Run passes on IR text.
+    Opt(opt::Args),
+    /// Check the invariants of IR text or of a model's graph.
+    Verify(verify::Args),
+    /// Compare the graphs of two models.
+    Diff(diff::Args),
+    /// Say what a pass does to a model, and why it does not do more.
+    Explain(explain::Args),
+    /// Measure perplexity, and the distance from another model.
+    Eval(eval::Args),
+    /// Generate text.
+    Run(run::Args),
+    /// List the passes.
+    Passes(list::PassesArgs),
+    /// List the targets.
+    Targets(list::Args),
+    /// List the model families.
+    Archs(list::Args),
+}
+
+/// What every subcommand is given.
+struct Context {
+    registry: Registry,
+    interrupt: Interrupt,
+    quiet: bool,
+}
+
+/// Runs the program with these passes; see `src/main.rs`.
+pub fn main(registry: Registry) -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            drop(e.print());
+            return ExitCode::from(if e.use_stderr() { Exit::Usage as u8 } else { 0 });
+        }
+    };
+    if let Some(n) = cli.threads {
+        // Fails only if the pool exists already, as in a library user's process: theirs then stands.
+        drop(rayon::ThreadPoolBuilder::new().num_threads(n).build_global());
+    }
+    let context = Context { registry, interrupt: Interrupt::on_ctrl_c(), quiet: cli.quiet };
+    let done = match cli.command {
+        Command::Compile(args) => compile::run(&context, &args),
+        Command::Dump(args) => dump::run(&args),
+        Command::Opt(args) => opt::run(&context, &args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Diff(args) => diff::run(&args),
+        Command::Explain(args) => explain::run(&context, &args),
+        Command::Eval(args) => eval::run(&context, &args),
+        Command::Run(args) => run::run(&context, &args),
+        Command::Passes(args) => list::passes(&context, &args),
+        Command::Targets(args) => list::targets(&args),
+        Command::Archs(args) => list::archs(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            say(&format!("error: {failure}"));
+            ExitCode::from(failure.exit as u8)
+        }
+    }
+}
+
+/// Prints a JSON object as the one line of output.
+fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string(value).map_err(|e| Failure::new(Exit::Failed, e))?;
+    crate::progress::print(&format!("{text}\n"));
+    Ok(())
+}

@@ -1,0 +1,119 @@
+//! `awqc run`: a prompt in, text out, token by token.
+
+use std::path::PathBuf;
+
+use serde_json::Value as Json;
+
+use super::{Context, print_json};
+use crate::chat::{Turn, render};
+use crate::failure::{Exit, Failure};
+use crate::generate::{Settings, generate, session};
+use crate::model::Model;
+use crate::progress::print;
+use crate::sample::Sampling;
+use crate::tokens::Tokenizer;
+
+/// Generate text.
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// The model.
+    model: PathBuf,
+    /// What to continue, or, with --chat, to answer.
+    #[arg(long, short)]
+    prompt: String,
+    /// Put the prompt into the model's chat template.
+    #[arg(long)]
+    chat: bool,
+    /// With --chat: a system message.
+    #[arg(long, requires = "chat")]
+    system: Option<String>,
+    /// At most so many new tokens.
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    max_tokens: usize,
+    /// Divides the logits; 0 always takes the most probable token.
+    #[arg(long, default_value_t = 0.0, value_name = "T")]
+    temperature: f32,
+    /// Choose among the K most probable tokens only; 0 for all.
+    #[arg(long, default_value_t = 0, value_name = "K")]
+    top_k: usize,
+    /// Choose among the most probable tokens that together reach P.
+    #[arg(long, default_value_t = 1.0, value_name = "P")]
+    top_p: f32,
+    /// Start of the random numbers.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Print one JSON object with prompt, text and tokens.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
+    let model = Model::open(&args.model)?;
+    let tokenizer = model
+        .tokenizer()?
+        .ok_or_else(|| Failure::new(Exit::BadInput, "the model has no tokenizer.json, so text cannot be tokenized"))?;
+    let prompt = if args.chat { chat(&model, args)? } else { args.prompt.clone() };
+    let ids = tokenizer.encode(&prompt)?;
+    if ids.is_empty() {
+        return Err(Failure::new(Exit::Usage, "the prompt is empty"));
+    }
+    let settings = Settings {
+        max_tokens: args.max_tokens,
+        stop: stop_tokens(&model, &tokenizer)?,
+        sampling: Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p },
+        seed: args.seed,
+    };
+    let mut session = session(&model)?;
+    let mut shown = String::new();
+    let mut tokens = Vec::new();
+    let mut show = |token: i32| {
+        tokens.push(token);
+        // A token may end inside a character: only whole ones are shown.
+        let Ok(text) = tokenizer.decode(&tokens) else { return true };
+        let whole = text.trim_end_matches('\u{fffd}');
+        let Some(new) = whole.strip_prefix(shown.as_str()).map(str::to_owned) else { return true };
+        shown.push_str(&new);
+        args.json || print(&new)
+    };
+    let new = generate(&mut session, &ids, &settings, &context.interrupt, &mut show)?;
+    if args.json {
+        let text = tokenizer.decode(&new)?;
+        return print_json(&serde_json::json!({ "prompt": prompt, "text": text, "prompt_ids": ids, "ids": new }));
+    }
+    print("\n");
+    context.interrupt.check()
+}
+
+/// The prompt in the model's chat template.
+fn chat(model: &Model, args: &Args) -> Result<String, Failure> {
+    let config = model.json("tokenizer_config.json")?.unwrap_or(Json::Null);
+    let beside = model.file("chat_template.jinja")?.and_then(|b| String::from_utf8(b).ok());
+    let template = beside.or_else(|| config["chat_template"].as_str().map(str::to_owned)).ok_or_else(|| {
+        Failure::new(Exit::BadInput, "the model has no chat template")
+            .help("run without --chat to continue the prompt as it is")
+    })?;
+    let turn = |role: &str, content: &str| Turn { role: role.into(), content: content.into() };
+    let system = args.system.iter().map(|s| turn("system", s));
+    let turns: Vec<Turn> = system.chain([turn("user", &args.prompt)]).collect();
+    // A special token stands in the configuration as text or as an object with its text.
+    let token =
+        |key: &str| config[key].as_str().or_else(|| config[key]["content"].as_str()).unwrap_or_default().to_owned();
+    render(&template, &turns, &token("bos_token"), &token("eos_token"))
+}
+
+/// The tokens that end a text: those of the generation settings, of the configuration, and the tokenizer's own.
+fn stop_tokens(model: &Model, tokenizer: &Tokenizer) -> Result<Vec<i32>, Failure> {
+    let ids = |value: &Json| -> Vec<i32> {
+        let list = value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]);
+        list.iter().filter_map(Json::as_i64).filter_map(|id| i32::try_from(id).ok()).collect()
+    };
+    let mut stop = model.config.get("eos_token_id").map(&ids).unwrap_or_default();
+    if let Some(settings) = model.json("generation_config.json")? {
+        stop.extend(ids(&settings["eos_token_id"]));
+    }
+    if let Some(config) = model.json("tokenizer_config.json")? {
+        let token = config["eos_token"].as_str().or_else(|| config["eos_token"]["content"].as_str());
+        stop.extend(token.and_then(|t| tokenizer.id(t)));
+    }
+    Ok(stop)
+}

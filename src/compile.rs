@@ -1,0 +1,308 @@
+//! Compiling: one region after the other through the pipeline and into the artefact.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use awqc_exec::emit::{self, EmitCx, EmitError, Emitter, Existing, HfAwq, Reference, Staging};
+use awqc_exec::{Control, HostExecutor};
+use awqc_ir::{Op, Operand, Quant, Region, verify::verify};
+use awqc_passes::manager::{Manager, ManagerError, ManagerErrorKind, ModuleCx, shared_tensors};
+use awqc_passes::{ExecError, Executor, PassError, Registry, Remark, Remarks};
+use serde::Serialize;
+use serde_json::{Value as Json, json};
+
+use crate::calibration::Calibration;
+use crate::failure::{Exit, Failure};
+use crate::generate;
+use crate::interrupt::Interrupt;
+use crate::model::Model;
+use crate::progress::Progress;
+use crate::resume::{Work, fingerprint};
+use crate::rss;
+use crate::target::{Format, Target};
+use crate::watch::Watch;
+
+/// What to compile, and how.
+pub struct Request<'a> {
+    /// The passes to choose from.
+    pub registry: &'a Registry,
+    /// The model.
+    pub model: &'a Path,
+    /// What for.
+    pub target: &'static Target,
+    /// The quantization of linear weights.
+    pub quant: Quant,
+    /// In place of the target's own pipeline.
+    pub pipeline: Option<String>,
+    /// Where calibration tokens come from.
+    pub calibration: Calibration,
+    /// At most so many calibration windows.
+    pub samples: usize,
+    /// Tokens in a window.
+    pub seqlen: usize,
+    /// The artefact's folder.
+    pub out: PathBuf,
+    /// What to do with an existing folder.
+    pub existing: Existing,
+    /// Keep finished regions in a work folder, and go on from there if an earlier run left one.
+    pub resume: bool,
+    /// Hooks and checks.
+    pub watch: &'a Watch,
+    /// Stops the work.
+    pub interrupt: &'a Interrupt,
+    /// No progress.
+    pub quiet: bool,
+}
+
+/// What became of a compile. The first part also stands in the artefact as `report.json`.
+#[derive(Serialize)]
+pub struct Outcome {
+    /// The artefact's folder.
+    pub artefact: PathBuf,
+    /// Wall time.
+    pub seconds: f64,
+    /// Largest resident memory, where the system tells.
+    pub peak_rss_bytes: Option<u64>,
+    /// Seconds and counters of each pass.
+    pub passes: Vec<PassSummary>,
+    /// The part that does not depend on the machine.
+    #[serde(flatten)]
+    pub report: Report,
+}
+
+/// What one pass did.
+#[derive(Serialize)]
+pub struct PassSummary {
+    /// The pass.
+    pub pass: String,
+    /// Wall time over all regions.
+    pub seconds: f64,
+    /// Its counters.
+    pub stats: serde_json::Map<String, Json>,
+}
+
+/// What the artefact says of itself: the same for the same input.
+#[derive(Serialize)]
+pub struct Report {
+    /// The target.
+    pub target: String,
+    /// The pipeline as it ran.
+    pub pipeline: String,
+    /// Where calibration tokens came from, and how many.
+    pub calibration: Json,
+    /// Weights in linears, embedding and norms.
+    pub parameters: u64,
+    /// Weights that were quantized.
+    pub quantized_parameters: u64,
+    /// Mean bits of a quantized weight, scales and zero points included.
+    pub bits_per_weight: f64,
+    /// What `awq-scale` decided at each site.
+    pub sites: Vec<Json>,
+    /// What other passes recorded, by pass.
+    pub records: serde_json::Map<String, Json>,
+    /// What people should look at.
+    pub remarks: Vec<Remark>,
+}
+
+/// Counts weights.
+#[derive(Default)]
+struct Tally {
+    parameters: u64,
+    quantized: u64,
+    bits: f64,
+}
+
+impl Tally {
+    fn add(&mut self, region: &Region, shared: &std::collections::BTreeSet<String>, first: bool) {
+        for weight in region.used_weights() {
+            let ty = &region.weight(weight).ty;
+            let len = ty.const_len().unwrap_or(0) as u64;
+            // A tensor that several regions use counts once, where it is used first.
+            let tied = region.sources(weight).iter().any(|s| shared.contains(&region.tensor_name(s)));
+            if !tied || first {
+                self.parameters += len;
+            }
+            if let Some(q) = ty.elem.quant() {
+                self.quantized += len;
+                self.bits += len as f64 * q.bits_per_weight(ty.channels().unwrap_or(1) as usize);
+            }
+        }
+    }
+}
+
+/// Compiles a model.
+///
+/// # Errors
+/// When the model, the pipeline or the target do not fit, a pass fails, or the artefact cannot be written; nothing is
+/// then left behind.
+pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
+    let start = Instant::now();
+    let pipeline = request.pipeline.clone().unwrap_or_else(|| request.target.pipeline(request.quant));
+    let mut manager = request.watch.manager(request.registry, &pipeline, request.interrupt)?;
+    let staging = Staging::create(&request.out, request.existing).map_err(emit_failure)?;
+    let model = Model::open(request.model)?;
+    verify(&model.module).map_err(|d| Failure::new(Exit::BadInput, d))?;
+    refuse_quantized(&model.module)?;
+    let extra = model.files.iter().map(|f| Ok(emit::ExtraFile { name: f.name.clone(), bytes: model.read(f)? }));
+    let extra = extra.collect::<Result<Vec<_>, Failure>>()?;
+    let mut emitter: Box<dyn Emitter> = match request.target.format {
+        Format::Artefact => Box::new(Reference::new(staging.path(), extra)),
+        Format::HfAwq => {
+            emit::check(&model.module, request.quant).map_err(emit_failure)?;
+            Box::new(HfAwq::new(staging.path(), model.config.clone(), extra))
+        }
+    };
+    let profiles = pipeline.split(',').any(|p| p.trim().starts_with("profile"));
+    let windows = if profiles { calibration(request, &model)? } else { Vec::new() };
+    let calibrated = json!({
+        "source": request.calibration.describe(),
+        "windows": windows.len(),
+        "tokens": windows.iter().map(Vec::len).sum::<usize>(),
+    });
+    let Model { mut module, source, .. } = model;
+    let mut exec =
+        HostExecutor::new(source.clone()).with_control(Control::new().with_interrupt(request.interrupt.flag()));
+    if !windows.is_empty() {
+        exec = exec.with_calibration(&windows)?;
+    }
+
+    let work = request.resume.then(|| Work::open(&request.out, &fingerprint(request.model, &pipeline, &windows)));
+    let work = work.transpose()?;
+    let mut remarks = Remarks::default();
+    let mut tally = Tally::default();
+    let shared = shared_tensors(&module.regions);
+    let count = module.regions.len();
+    let mut progress = Progress::new("compile", count as u64, request.quiet);
+    for (i, mut region) in std::mem::take(&mut module.regions).into_iter().enumerate() {
+        request.interrupt.check()?;
+        let name = region.name.to_string();
+        let kept = match &work {
+            Some(work) => work.load(i, &mut module, &mut remarks)?,
+            None => None,
+        };
+        if let Some(kept) = kept {
+            if !windows.is_empty() && i + 1 < count {
+                exec.profile(&region, &module.fused, &[])?;
+            }
+            region = kept;
+        } else {
+            let before = remarks.clone();
+            let mut cx = ModuleCx {
+                fused: &mut module.fused,
+                dims: &module.dims,
+                dtype: module.dtype,
+                shared: &shared,
+                last: i + 1 == count,
+            };
+            manager
+                .run_region(&mut cx, &mut region, &mut exec, &mut remarks, &mut |e| request.watch.show(e))
+                .map_err(|e| pass_failure(&e))?;
+            if let Some(work) = &work {
+                work.save(i, &module, &region, &before, &remarks)?;
+            }
+        }
+        tally.add(&region, &shared, i == 0);
+        emitter.region(&region, &EmitCx { source: source.as_ref(), fused: &module.fused }).map_err(emit_failure)?;
+        module.regions.push(region);
+        progress.step(&name);
+    }
+    progress.finish();
+    request.interrupt.check()?;
+    let report = report(request, &pipeline, calibrated, &tally, &mut remarks);
+    let text = serde_json::to_string_pretty(&report).map_err(|e| Failure::new(Exit::Failed, e))?;
+    let module = verify(&module).map_err(|d| Failure::new(Exit::Check, d))?;
+    emitter.finish(module).map_err(emit_failure)?;
+    crate::files::write(&staging.path().join("report.json"), text.as_bytes())?;
+    staging.commit().map_err(emit_failure)?;
+    if let Some(work) = work {
+        work.done();
+    }
+    let artefact = request.out.clone();
+    let passes = summaries(&manager, &remarks);
+    Ok(Outcome { artefact, seconds: start.elapsed().as_secs_f64(), peak_rss_bytes: rss::peak(), passes, report })
+}
+
+fn calibration(request: &Request<'_>, model: &Model) -> Result<Vec<Vec<i32>>, Failure> {
+    let tokenizer = model.tokenizer()?;
+    request.calibration.windows(tokenizer.as_ref(), request.samples, request.seqlen, |n, length| {
+        generate::windows(model, n, length, request.interrupt, request.quiet)
+    })
+}
+
+/// A model whose linears are quantized already is not compiled again: the loss would be counted twice.
+fn refuse_quantized(module: &awqc_ir::Module) -> Result<(), Failure> {
+    for region in &module.regions {
+        for (_, node) in region.nodes() {
+            let quantized = |o: &Operand| region.operand_type(*o).elem.quant().is_some();
+            if matches!(node.op, Op::Linear(_)) && node.operands.iter().any(quantized) {
+                return Err(Failure::new(
+                    Exit::Unsupported,
+                    format!("the model is quantized already (in {})", region.name),
+                )
+                .help("compile the float checkpoint that it was made from"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn report(request: &Request<'_>, pipeline: &str, calibration: Json, tally: &Tally, remarks: &mut Remarks) -> Report {
+    let mut sites = Vec::new();
+    let mut records = serde_json::Map::new();
+    for (pass, record) in std::mem::take(&mut remarks.records) {
+        if pass == "awq-scale" {
+            sites.push(record);
+        } else if let Json::Array(list) = records.entry(pass).or_insert_with(|| json!([])) {
+            list.push(record);
+        }
+    }
+    Report {
+        target: request.target.name.to_owned(),
+        pipeline: pipeline.to_owned(),
+        calibration,
+        parameters: tally.parameters,
+        quantized_parameters: tally.quantized,
+        bits_per_weight: if tally.quantized == 0 { 0.0 } else { tally.bits / tally.quantized as f64 },
+        sites,
+        records,
+        remarks: remarks.list.iter().filter(|r| r.kind == awqc_passes::RemarkKind::Warning).cloned().collect(),
+    }
+}
+
+fn summaries(manager: &Manager, remarks: &Remarks) -> Vec<PassSummary> {
+    let stats_of = |pass: &str| {
+        let own = remarks.stats.iter().filter(|((p, _), _)| p == pass);
+        own.map(|((_, name), value)| (name.clone(), json!(value))).collect()
+    };
+    manager
+        .times()
+        .map(|(pass, time)| PassSummary { pass: pass.to_owned(), seconds: time.as_secs_f64(), stats: stats_of(pass) })
+        .collect()
+}
+
+/// The failure that a pass's error means.
+pub fn pass_failure(error: &ManagerError) -> Failure {
+    let exit = match &error.kind {
+        ManagerErrorKind::Interrupted
+        | ManagerErrorKind::Pass(PassError::Exec(ExecError::Interrupted))
+        | ManagerErrorKind::Run(ExecError::Interrupted) => return Failure::interrupted(),
+        ManagerErrorKind::Pass(PassError::Exec(ExecError::Tensor(_) | ExecError::NotFinite(_)))
+        | ManagerErrorKind::Run(ExecError::Tensor(_) | ExecError::NotFinite(_)) => Exit::BadInput,
+        ManagerErrorKind::Verify(_) | ManagerErrorKind::Check { .. } => Exit::Check,
+        ManagerErrorKind::Pass(PassError::Refused(_)) => Exit::Unsupported,
+        ManagerErrorKind::Pass(PassError::Exec(ExecError::Unavailable(_)))
+        | ManagerErrorKind::Run(ExecError::Unavailable(_)) => Exit::Failed,
+    };
+    Failure::new(exit, error)
+}
+
+fn emit_failure(error: EmitError) -> Failure {
+    match error {
+        EmitError::Exists(_) => {
+            Failure::new(Exit::Usage, error).help("give another folder with -o, or --force to replace it")
+        }
+        EmitError::Io { .. } | EmitError::Duplicate(_) => Failure::new(Exit::Failed, error),
+        EmitError::Unsupported(_) | EmitError::Layout { .. } => Failure::new(Exit::Unsupported, error),
+        EmitError::Exec(error) => error.into(),
+    }
+}

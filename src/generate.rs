@@ -1,0 +1,103 @@
+//! Generating: tokens one after the other from a prompt, and windows of calibration text that a model writes itself.
+
+use awqc_exec::{Host, Logits, Session};
+use awqc_ir::verify::verify;
+
+use crate::failure::{Exit, Failure};
+use crate::interrupt::Interrupt;
+use crate::model::Model;
+use crate::progress::Progress;
+use crate::sample::Sampling;
+
+/// Sequences that are generated side by side.
+const BATCH: usize = 16;
+
+/// When a generation ends, and how tokens are chosen.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// At most so many new tokens.
+    pub max_tokens: usize,
+    /// Tokens that end the text.
+    pub stop: Vec<i32>,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Start of the random numbers.
+    pub seed: u64,
+}
+
+/// A prepared session.
+///
+/// # Errors
+/// When the module is invalid or a tensor cannot be read.
+pub fn session(model: &Model) -> Result<Session<Host>, Failure> {
+    let module = verify(&model.module).map_err(|d| Failure::new(Exit::BadInput, d))?;
+    Ok(Session::new(module, model.source.as_ref(), Default::default())?)
+}
+
+/// Continues `prompt`; `show` gets every new token and says whether to go on. Returns the new tokens.
+///
+/// # Errors
+/// When the prompt is empty or holds a token outside the vocabulary. An interrupt ends the text, it is no failure.
+pub fn generate(
+    session: &mut Session<Host>,
+    prompt: &[i32],
+    settings: &Settings,
+    interrupt: &Interrupt,
+    show: &mut dyn FnMut(i32) -> bool,
+) -> Result<Vec<i32>, Failure> {
+    let mut rng = fastrand::Rng::with_seed(settings.seed);
+    let mut new = Vec::new();
+    let mut logits = session.forward(prompt, Logits::Last)?;
+    while new.len() < settings.max_tokens && interrupt.check().is_ok() {
+        let token = i32::try_from(settings.sampling.choose(&logits.data, &mut rng)).unwrap_or(i32::MAX);
+        if settings.stop.contains(&token) {
+            break;
+        }
+        new.push(token);
+        if !show(token) || new.len() == settings.max_tokens {
+            break;
+        }
+        logits = session.forward(&[token], Logits::Last)?;
+    }
+    Ok(new)
+}
+
+/// `count` windows of `length` tokens that the model writes itself, from its start-of-text token (or, without one, from
+/// tokens spread over the vocabulary), by plain sampling: no calibration data needed.
+///
+/// # Errors
+/// When the model cannot be run, or the user interrupts.
+pub fn windows(
+    model: &Model,
+    count: usize,
+    length: usize,
+    interrupt: &Interrupt,
+    quiet: bool,
+) -> Result<Vec<Vec<i32>>, Failure> {
+    let start =
+        model.config.get("bos_token_id").and_then(serde_json::Value::as_i64).and_then(|id| i32::try_from(id).ok());
+    let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0 };
+    let mut session = session(model)?;
+    let mut progress = Progress::new("self-text", (count.div_ceil(BATCH) * length) as u64, quiet);
+    let mut all = Vec::with_capacity(count);
+    while all.len() < count {
+        session.reset();
+        let batch = BATCH.min(count - all.len());
+        let mut rngs: Vec<_> = (0..batch).map(|i| fastrand::Rng::with_seed((all.len() + i) as u64)).collect();
+        let mut texts: Vec<Vec<i32>> =
+            (0..batch).map(|i| vec![start.unwrap_or_else(|| (all.len() + i) as i32)]).collect();
+        for _ in 1..length {
+            interrupt.check()?;
+            let last: Vec<[i32; 1]> = texts.iter().filter_map(|t| t.last().map(|id| [*id])).collect();
+            let ids: Vec<&[i32]> = last.iter().map(|id| &id[..]).collect();
+            let logits = session.forward_batch(&ids, Logits::Last)?;
+            for ((text, rng), row) in texts.iter_mut().zip(&mut rngs).zip(logits.data.chunks(logits.cols().max(1))) {
+                text.push(i32::try_from(sampling.choose(row, rng)).unwrap_or(i32::MAX));
+            }
+            progress.step("");
+        }
+        all.extend(texts);
+    }
+    progress.finish();
+    Ok(all)
+}

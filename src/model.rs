@@ -1,0 +1,82 @@
+//! An opened model: its graph, its tensors, its tokenizer.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use awqc_frontends::{ExtraFile, Imported};
+use awqc_ir::{Module, TensorSource, text};
+
+use crate::failure::{Exit, Failure};
+use crate::tokens::Tokenizer;
+
+/// See the module documentation.
+pub struct Model {
+    /// The graph.
+    pub module: Module,
+    /// The tensors.
+    pub source: Arc<dyn TensorSource>,
+    /// The configuration as Hugging Face tools write it.
+    pub config: serde_json::Map<String, serde_json::Value>,
+    /// Tokenizer and generation files that go with the model.
+    pub files: Vec<ExtraFile>,
+}
+
+impl Model {
+    /// Opens a model.
+    ///
+    /// # Errors
+    /// When it is missing, damaged, contradicts itself, or is of an unknown family.
+    pub fn open(path: &Path) -> Result<Self, Failure> {
+        let imported = awqc_frontends::open(path)
+            .map_err(|e| Failure::new(if e.is_unsupported() { Exit::Unsupported } else { Exit::BadInput }, e))?;
+        let Imported { module, source, config, files, .. } = imported;
+        Ok(Self { module, source, config, files })
+    }
+
+    /// The graph of an artefact as it was compiled, with the origin of every weight.
+    ///
+    /// # Errors
+    /// When the folder is no artefact.
+    pub fn provenance(path: &Path) -> Result<Module, Failure> {
+        let file = path.join(awqc_exec::emit::Reference::PROVENANCE);
+        let text = std::fs::read_to_string(&file)
+            .map_err(|e| Failure::io(&file, &e).help("only an artefact that awqc compiled has a provenance"))?;
+        text::parse(&text).map_err(|e| Failure::new(Exit::BadInput, format!("{}\n{e}", file.display())))
+    }
+
+    /// A file that goes with the model.
+    ///
+    /// # Errors
+    /// When it exists but cannot be read.
+    pub fn file(&self, name: &str) -> Result<Option<Vec<u8>>, Failure> {
+        let file = self.files.iter().find(|f| f.name == name);
+        file.map(|f| self.read(f)).transpose()
+    }
+
+    /// The contents of one of [`Model::files`].
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn read(&self, file: &ExtraFile) -> Result<Vec<u8>, Failure> {
+        file.read().map_err(|e| Failure::new(Exit::BadInput, e))
+    }
+
+    /// The tokenizer, if the model has one.
+    ///
+    /// # Errors
+    /// When `tokenizer.json` is damaged.
+    pub fn tokenizer(&self) -> Result<Option<Tokenizer>, Failure> {
+        self.file("tokenizer.json")?.map(|bytes| Tokenizer::from_bytes(&bytes)).transpose()
+    }
+
+    /// A JSON file that goes with the model.
+    ///
+    /// # Errors
+    /// When it is not JSON.
+    pub fn json(&self, name: &str) -> Result<Option<serde_json::Value>, Failure> {
+        let Some(bytes) = self.file(name)? else { return Ok(None) };
+        let value = serde_json::from_slice(&bytes)
+            .map_err(|e| Failure::new(Exit::BadInput, format!("{name} is not JSON: {e}")))?;
+        Ok(Some(value))
+    }
+}

@@ -1,0 +1,10 @@
+//! The one integration binary: everything that needs more than one crate.
+#![allow(missing_docs, reason = "tests")]
+
+mod check_each;
+mod cli;
+mod filetests;
+mod golden;
+mod models;
+mod sites;
+mod tidy;

@@ -1,0 +1,78 @@
+//! The golden models: tiny checkpoints of every family with the outputs of PyTorch.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use safetensors::SafeTensors;
+
+/// Every golden folder with outputs, sorted by name.
+pub(crate) fn folders() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut found: Vec<PathBuf> = fs::read_dir(root)
+        .expect("the golden folder")
+        .flatten()
+        .map(|e| e.path())
+        .filter(|p| p.join("expected.safetensors").exists())
+        .collect();
+    found.sort();
+    assert!(found.len() >= 14, "only {} goldens", found.len());
+    found
+}
+
+/// The goldens whose weights are floats: those that passes can work on.
+pub(crate) fn float_folders() -> Vec<PathBuf> {
+    let quantized =
+        |p: &PathBuf| fs::read_to_string(p.join("config.json")).expect("a config").contains("quantization_config");
+    folders().into_iter().filter(|p| !quantized(p)).collect()
+}
+
+/// A golden's name.
+pub(crate) fn name(folder: &Path) -> String {
+    folder.file_name().expect("a name").to_string_lossy().into_owned()
+}
+
+/// What PyTorch computed.
+pub(crate) struct Expected {
+    /// f32 tensors by name, with their shapes.
+    pub(crate) floats: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+    /// Integer tensors by name, with their shapes.
+    pub(crate) ints: BTreeMap<String, (Vec<usize>, Vec<i32>)>,
+}
+
+impl Expected {
+    pub(crate) fn read(folder: &Path) -> Self {
+        let bytes = fs::read(folder.join("expected.safetensors")).expect("expected.safetensors");
+        let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+        let (mut floats, mut ints) = (BTreeMap::new(), BTreeMap::new());
+        for (name, tensor) in file.tensors() {
+            let shape = tensor.shape().to_vec();
+            match tensor.dtype() {
+                safetensors::Dtype::F32 => {
+                    let data = tensor.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+                    floats.insert(name, (shape, data));
+                }
+                safetensors::Dtype::I64 => {
+                    let data = tensor.data().as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b) as i32).collect();
+                    ints.insert(name, (shape, data));
+                }
+                other => panic!("{name} is {other:?}"),
+            }
+        }
+        Self { floats, ints }
+    }
+
+    /// The input ids, one list a sequence.
+    pub(crate) fn ids(&self) -> Vec<Vec<i32>> {
+        let (shape, ids) = &self.ints["input_ids"];
+        ids.chunks(shape[1]).map(<[i32]>::to_vec).collect()
+    }
+}
+
+/// The largest absolute difference.
+pub(crate) fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    // A NaN must fail the comparison that follows.
+    let worst = |w: f32, (a, b): (&f32, &f32)| if (a - b).abs() <= w { w } else { (a - b).abs() };
+    a.iter().zip(b).fold(0.0, worst)
+}
