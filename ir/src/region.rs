@@ -382,6 +382,17 @@ impl Region {
         self.order.retain(|n| !ids.contains(n));
     }
 
+    /// Puts the live nodes into another order, if `order` holds each of them once; answers whether it did. The verifier
+    /// checks that definitions still come before uses.
+    pub fn reorder(&mut self, order: Vec<NodeId>) -> bool {
+        let (now, then): (BTreeSet<_>, BTreeSet<_>) = (self.order.iter().collect(), order.iter().collect());
+        let permutes = order.len() == self.order.len() && now == then;
+        if permutes {
+            self.order = order;
+        }
+        permutes
+    }
+
     /// Changes one operand of a node. The verifier checks that it still fits.
     pub fn set_operand(&mut self, node: NodeId, index: usize, operand: Operand) {
         if let Some(slot) = self.nodes[node.index()].as_mut().and_then(|n| n.operands.get_mut(index)) {

@@ -30,7 +30,7 @@ pub(crate) use body::LONGEST;
 pub(crate) use cursor::DEPTH;
 pub(crate) use lex::{is_sigil_name, is_word};
 pub(crate) use parse::LAYERS;
-pub(crate) use print::{Entity, Form, print_mapped};
+pub(crate) use print::{Definition, Entity, Form, line_text, print_mapped, tables};
 
 use cursor::Fail;
 

@@ -47,6 +47,52 @@ pub(crate) enum Entity {
     Return,
 }
 
+/// A data entry or weight with a line of its own.
+pub(crate) struct Definition {
+    /// Its name with its sigil.
+    pub(crate) name: String,
+    /// What stands after `=`.
+    pub(crate) is: String,
+    /// Its type.
+    pub(crate) ty: String,
+}
+
+/// A region's names and definitions as they print, taken apart.
+pub(crate) struct Tables {
+    names: Names,
+    pub(crate) data: Vec<Definition>,
+    pub(crate) weights: Vec<Definition>,
+}
+
+impl Tables {
+    /// The name of a value with its sigil.
+    pub(crate) fn value(&self, id: ValueId) -> String {
+        self.names.operand(Operand::Value(id))
+    }
+
+    /// The name of an operand with its sigil.
+    pub(crate) fn operand(&self, operand: Operand) -> String {
+        self.names.operand(operand)
+    }
+}
+
+/// See [`Tables`].
+pub(crate) fn tables(region: &Region, dtype: Elem) -> Tables {
+    let lines = Lines::of(region, dtype);
+    let (mut data, mut weights) = (Vec::new(), Vec::new());
+    for row in lines.definitions {
+        let list = if row.lhs.starts_with('#') { &mut data } else { &mut weights };
+        list.push(Definition { name: row.lhs, is: row.rhs, ty: row.ty });
+    }
+    Tables { names: lines.names, data, weights }
+}
+
+/// The line of each node, in program order.
+pub(crate) fn line_text(region: &Region) -> Vec<String> {
+    let rows = Lines::of(region, Elem::F16).nodes.into_iter();
+    rows.map(|row| format!("{} = {} : {}", row.lhs, row.rhs, row.ty)).collect()
+}
+
 /// A region's text and where its parts stand in it.
 pub(crate) struct Printed {
     pub(crate) text: String,
@@ -166,6 +212,7 @@ struct Row {
 
 /// A region, printed but not yet put together.
 struct Lines {
+    names: Names,
     params: String,
     definitions: Vec<Row>,
     nodes: Vec<Row>,
@@ -231,7 +278,7 @@ impl Lines {
         let returns = region.results().iter().map(|r| format!("%{}", named(&names.values, r))).collect::<Vec<_>>();
         let param = |p: &Operand| format!("{}: {}", names.operand(*p), region.operand_type(*p));
         let params = region.params().iter().map(param).collect::<Vec<_>>().join(", ");
-        Self { params, definitions, nodes, returns: returns.join(", "), within }
+        Self { names, params, definitions, nodes, returns: returns.join(", "), within }
     }
 
     /// Whether both print the same, whatever they are called.
