@@ -77,10 +77,8 @@ pub struct AwqClipOptions {
     /// Which search.
     pub mode: Mode,
     /// Bits to search for, if not those of the pipeline's `quantize`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub bits: Option<u8>,
     /// Group to search for, if not that of the pipeline's `quantize`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<GroupOption>,
 }
 
@@ -91,7 +89,7 @@ impl Default for AwqClipOptions {
             scope: Scope::default(),
             steps: 10,
             max_shrink: 0.5,
-            sweeps: 2,
+            sweeps: 3,
             skip: Skip::default(),
             mode: Mode::default(),
             bits: None,
@@ -116,7 +114,7 @@ The weight will be quantized and the statistics of its input are known.
 Lossy. Not clipping is always among the candidates: measured by its own loss, the pass never makes a row worse.
 # Options
 `shape` (asymmetric): `symmetric` tries [−m, m], `asymmetric` both ends by themselves. `scope` (row): `group` judges
-each group by its share of the output alone, `row` by the whole row's output, visiting the groups in turn; `sweeps` (2)
+each group by its share of the output alone, `row` by the whole row's output, visiting the groups in turn, `sweeps` (3)
 times. `steps` (10) sizes are tried for an end, down to 1 − `max_shrink` (0.5) of it. `skip` (none): `scores` leaves
 linears alone that end in the queries or keys of an attention. `mode` (search): `reference` follows the published search
 on the sampled tokens. `bits`, `group`: what to search for, if not what the pipeline's `quantize` says.

@@ -88,10 +88,8 @@ pub struct AwqScaleOptions {
     /// Which search.
     pub mode: Mode,
     /// Bits to search for, if not those of the pipeline's `quantize`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub bits: Option<u8>,
     /// Group to search for, if not that of the pipeline's `quantize`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<GroupOption>,
 }
 

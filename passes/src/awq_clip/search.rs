@@ -6,7 +6,8 @@
 //! leaves the second term out: groups are then independent. `scope=row` starts from there and visits the groups in
 //! turn, which takes errors of different groups of correlated channels against each other.
 //!
-//! Candidates of many rows and bounds are judged by one matrix product. Tiles of rows are independent of each other and
+//! The first sweep tries the whole grid for each end, later ones look around what they find: that comes within a percent
+//! of trying everything every time, at a third of the cost. Candidates of many rows are judged by one matrix product. Tiles of rows are independent of each other and
 //! run in parallel; within a tile everything happens in a fixed order.
 
 use awqc_ir::{Elem, Quant};
@@ -132,7 +133,14 @@ enum Move {
     Low,
     /// The upper one.
     High,
+    /// The lower one, around where it is.
+    LowNear,
+    /// The upper one, around where it is.
+    HighNear,
 }
+
+/// What [`Move::LowNear`] and [`Move::HighNear`] try, in steps of the grid.
+const NEAR: [f32; 6] = [-2.0, -1.0, -0.5, 0.5, 1.0, 2.0];
 
 impl<'a> Tile<'a> {
     fn new(w: &'a [f32], cols: usize, gram: &'a [f32], blocks: &'a [Vec<f32>], plan: &'a Plan) -> Self {
@@ -158,23 +166,26 @@ impl<'a> Tile<'a> {
     }
 
     fn run(&mut self) {
-        let start: &[Move] = match self.plan.shape {
-            Shape::Symmetric => &[Move::Magnitude],
-            Shape::Asymmetric => &[Move::Both, Move::Low, Move::High, Move::Low, Move::High],
+        use Move::{Both, High, HighNear, Low, LowNear, Magnitude};
+        let alone = self.plan.scope == Scope::Group || self.groups() == 1;
+        let (start, first, later): (&[Move], &[Move], &[Move]) = match self.plan.shape {
+            Shape::Symmetric => (&[Magnitude], &[Magnitude], &[Magnitude]),
+            Shape::Asymmetric if alone => (&[Both, Low, High, Low, High], &[], &[]),
+            Shape::Asymmetric => (&[Both], &[Low, High], &[LowNear, HighNear]),
         };
-        let mut alone = vec![(0.0, 0.0); self.rows];
+        let mut losses = vec![(0.0, 0.0); self.rows];
         for b in 0..self.groups() {
-            for (sum, (before, after)) in alone.iter_mut().zip(self.visit(b, None, start)) {
+            for (sum, (before, after)) in losses.iter_mut().zip(self.visit(b, None, start)) {
                 *sum = (sum.0 + before, sum.1 + after);
             }
         }
-        if self.plan.scope == Scope::Group || self.groups() == 1 {
-            (self.before, self.after) = alone.into_iter().unzip();
+        if alone {
+            (self.before, self.after) = losses.into_iter().unzip();
             return;
         }
         let full = self.full.clone();
         self.before = self.row_losses(&full);
-        self.sweep(start);
+        self.sweep(first, later);
         self.after = self.row_losses(&self.bounds.clone());
         // The groups one by one may be better and the row as a whole worse: then the row is not clipped.
         let groups = self.groups();
@@ -187,7 +198,7 @@ impl<'a> Tile<'a> {
     }
 
     /// Visits all groups in turn, each given the errors of the others.
-    fn sweep(&mut self, moves: &[Move]) {
+    fn sweep(&mut self, first: &[Move], later: &[Move]) {
         let (rows, cols, group) = (self.rows, self.cols, self.group());
         let gram = View::new(self.gram, cols, cols);
         let mut d = self.error(&self.bounds.clone());
@@ -195,7 +206,8 @@ impl<'a> Tile<'a> {
         product(View::new(&d, rows, cols), gram, &mut p, cols, Into::Replace);
         let mut change = Vec::new();
         let mut linear = Vec::new();
-        for _ in 0..self.plan.sweeps {
+        for sweep in 0..self.plan.sweeps {
+            let moves = if sweep == 0 { first } else { later };
             for b in 0..self.groups() {
                 let start = b * group;
                 let n = group.min(cols - start);
@@ -247,7 +259,7 @@ impl<'a> Tile<'a> {
     /// term, with the bounds that it had, and after.
     fn visit(&mut self, b: usize, linear: Option<&[f32]>, moves: &[Move]) -> Vec<(f64, f64)> {
         let incumbent: Vec<Vec<Range>> = (0..self.rows).map(|r| vec![self.bounds[r * self.groups() + b]]).collect();
-        let start: Vec<f64> = self.judge(b, linear, &incumbent).into_iter().map(|l| l[0]).collect();
+        let start: Vec<f32> = self.judge(b, linear, &incumbent).into_iter().map(|l| l[0]).collect();
         let mut least = start.clone();
         for step in moves {
             let candidates: Vec<Vec<Range>> = (0..self.rows).map(|r| self.candidates(r * self.groups() + b, *step)).collect();
@@ -261,28 +273,34 @@ impl<'a> Tile<'a> {
                 }
             }
         }
-        start.into_iter().zip(least).collect()
+        start.into_iter().zip(least).map(|(a, b)| (a.into(), b.into())).collect()
     }
 
     /// The bounds that a stage tries for the group at `at`.
     fn candidates(&self, at: usize, step: Move) -> Vec<Range> {
         let ((lo, hi), now) = (self.full[at], self.bounds[at]);
+        let size = self.plan.max_shrink / self.plan.steps as f32;
         let round = |v: f32| self.plan.elem.round(v);
-        let part = |k: u32| 1.0 - k as f32 * self.plan.max_shrink / self.plan.steps as f32;
-        let with = |f: f32| match step {
-            Move::Magnitude => {
-                let m = round(hi.max(-lo) * f);
-                (lo.max(-m), hi.min(m))
-            }
-            Move::Both => (round(lo * f), round(hi * f)),
-            Move::Low => (round(lo * f), now.1),
-            Move::High => (now.0, round(hi * f)),
+        let grid = || (0..self.plan.steps).map(|k| 1.0 - k as f32 * size);
+        let near = |now: f32, full: f32| {
+            let part = if full == 0.0 { 1.0 } else { now / full };
+            NEAR.map(|o| (part + o * size).clamp(1.0 - self.plan.max_shrink, 1.0))
         };
-        (0..self.plan.steps).map(|k| with(part(k))).collect()
+        match step {
+            Move::Magnitude => {
+                let largest = hi.max(-lo);
+                grid().map(|f| round(largest * f)).map(|m| (lo.max(-m), hi.min(m))).collect()
+            }
+            Move::Both => grid().map(|f| (round(lo * f), round(hi * f))).collect(),
+            Move::Low => grid().map(|f| (round(lo * f), now.1)).collect(),
+            Move::High => grid().map(|f| (now.0, round(hi * f))).collect(),
+            Move::LowNear => near(now.0, lo).map(|f| (round(lo * f), now.1)).to_vec(),
+            Move::HighNear => near(now.1, hi).map(|f| (now.0, round(hi * f))).to_vec(),
+        }
     }
 
     /// The loss of each candidate of each row for group `b`, up to a constant of the row.
-    fn judge(&mut self, b: usize, linear: Option<&[f32]>, candidates: &[Vec<Range>]) -> Vec<Vec<f64>> {
+    fn judge(&mut self, b: usize, linear: Option<&[f32]>, candidates: &[Vec<Range>]) -> Vec<Vec<f32>> {
         let block = &self.blocks[b];
         let start = b * self.group();
         let n = self.group().min(self.cols - start);
@@ -300,11 +318,10 @@ impl<'a> Tile<'a> {
             }
             product(View::new(delta, rows, n), View::new(block, n, n), image, n, Into::Replace);
             for (i, (delta, image)) in delta.chunks(tries * n).zip(image.chunks(tries * n)).take(candidates.len()).enumerate() {
-                let linear = linear.map(|l| &l[(first + i) * n..(first + i + 1) * n]);
-                let loss = |(d, y): (&[f32], &[f32])| {
-                    kernel::dot(d, y) + linear.map_or(0.0, |l| 2.0 * kernel::dot(d, l))
-                };
-                out.push(delta.chunks(n).zip(image.chunks(n)).map(loss).collect());
+                let linear = linear.map_or(&[][..], |l| &l[(first + i) * n..(first + i + 1) * n]);
+                let mut losses = vec![0.0; tries];
+                kernel::forms(delta, image, linear, &mut losses);
+                out.push(losses);
             }
         }
         out

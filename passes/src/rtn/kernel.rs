@@ -54,6 +54,10 @@ versions! {
     /// `lo <= 0 <= hi`, inside the group's range or at its ends.
     fn clipped_errors(w: &[f32], bounds: &[(f32, f32)], quant: Quant, out: &mut [f32]) = clipped_errors_body;
 
+    /// For each row `d` of `delta`, with the row `y` of `image` that belongs to it: `out = Σ d (y + 2 linear)`, in f32.
+    /// There are as many rows as `out` is long; an empty `linear` counts as 0.
+    fn forms(delta: &[f32], image: &[f32], linear: &[f32], out: &mut [f32]) = forms_body;
+
     /// `Σ a b`, products and sum in f64.
     fn dot(a: &[f32], b: &[f32]) -> f64 = dot_body;
 }
@@ -107,6 +111,27 @@ fn scaled_error_body(w: &[f32], s: &[f32], inverse: &[f32], quant: Quant, out: &
             *o = (grid.round(*o) - *o) * i;
         }
     }
+}
+
+#[inline(always)]
+fn forms_body(delta: &[f32], image: &[f32], linear: &[f32], out: &mut [f32]) {
+    let n = (delta.len() / out.len().max(1)).max(1);
+    for ((d, y), out) in delta.chunks_exact(n).zip(image.chunks_exact(n)).zip(out) {
+        *out = dot32(d, y) + 2.0 * dot32(d, linear);
+    }
+}
+
+#[inline(always)]
+fn dot32(a: &[f32], b: &[f32]) -> f32 {
+    let mut sum = [0.0f32; LANES];
+    let ((ca, ra), (cb, rb)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in ca.iter().zip(cb) {
+        for i in 0..LANES {
+            sum[i] += a[i] * b[i];
+        }
+    }
+    let rest: f32 = ra.iter().zip(rb).map(|(a, b)| a * b).sum();
+    sum.iter().sum::<f32>() + rest
 }
 
 #[inline(always)]
