@@ -230,7 +230,9 @@ fn body(
         let names: Vec<&str> = node.results.iter().map(|r| &*region.value(*r).name).collect();
         let made = body.append(node.op.clone(), inputs, &names, fused)?;
         let made = body.node(made).results.clone();
-        inner.extend(region.node(id).results.iter().copied().map(Operand::Value).zip(made.into_iter().map(Operand::Value)));
+        inner.extend(
+            region.node(id).results.iter().copied().map(Operand::Value).zip(made.into_iter().map(Operand::Value)),
+        );
     }
     let returned = results.iter().filter_map(|r| inner.get(&Operand::Value(*r)).and_then(|o| o.value()));
     body.set_results(returned.collect());
@@ -239,7 +241,11 @@ fn body(
 
 /// The other nodes, before and after the place of the call: what depends on the nodes comes after it, all else that
 /// stands before their end comes before it.
-fn around(region: &Region, inside: &BTreeSet<NodeId>, operands: &[Operand]) -> Result<(Vec<NodeId>, Vec<NodeId>), OutlineError> {
+fn around(
+    region: &Region,
+    inside: &BTreeSet<NodeId>,
+    operands: &[Operand],
+) -> Result<(Vec<NodeId>, Vec<NodeId>), OutlineError> {
     let defined_by = |v: ValueId| match region.value(v).def {
         Def::Result(n, _) => Some(n),
         Def::Param(_) => None,
@@ -263,9 +269,10 @@ fn around(region: &Region, inside: &BTreeSet<NodeId>, operands: &[Operand]) -> R
         list.push(id);
     }
     // Operands that no node uses count as well.
-    let back = operands.iter().filter_map(|o| o.value()).find(|v| {
-        defined_by(*v).is_some_and(|n| inside.contains(&n) || dependent.contains(&n))
-    });
+    let back = operands
+        .iter()
+        .filter_map(|o| o.value())
+        .find(|v| defined_by(*v).is_some_and(|n| inside.contains(&n) || dependent.contains(&n)));
     match back {
         Some(v) => Err(OutlineError::NotConvex(region.value(v).name.clone())),
         None => Ok((before, after)),
@@ -320,7 +327,13 @@ region @r (%x: f16[B,S,6]) {
         region.nodes().find(|(_, n)| n.results.contains(&value(region, name))).unwrap().0
     }
 
-    fn call(m: &mut Module, kernel: &str, nodes: &[&str], operands: &[Operand], results: &[&str]) -> Result<NodeId, OutlineError> {
+    fn call(
+        m: &mut Module,
+        kernel: &str,
+        nodes: &[&str],
+        operands: &[Operand],
+        results: &[&str],
+    ) -> Result<NodeId, OutlineError> {
         let region = &mut m.regions[0];
         let nodes: Vec<_> = nodes.iter().map(|n| node(region, n)).collect();
         let results: Vec<_> = results.iter().map(|n| value(region, n)).collect();
@@ -411,9 +424,11 @@ region @r (%x: f16[B,S,6]) {
 
     #[test]
     fn calls_without_end_and_without_definition_are_errors() {
-        let mut m = module("awqir 1 fused @a (%x: f16[B]) { %y = silu %x return %y }
+        let mut m = module(
+            "awqir 1 fused @a (%x: f16[B]) { %y = silu %x return %y }
             fused @b (%x: f16[B]) { %y = fused @a(%x) return %y }
-            region @r (%p: f16[B]) { %q = fused @b(%p) return %q }");
+            region @r (%p: f16[B]) { %q = fused @b(%p) return %q }",
+        );
         let known = std::mem::take(&mut m.fused);
         assert_eq!(inline_fused(&mut m.regions[0].clone(), &known[..1]), Err(InlineError::Unknown("b".into())));
         // @a calls itself, which only an unverified module can hold.
@@ -427,7 +442,9 @@ region @r (%x: f16[B,S,6]) {
         let mut text = "awqir 1 fused @f0 (%x: f16[B]) { %y = silu %x return %y }\n".to_owned();
         for i in 1..40 {
             let below = i - 1;
-            text += &format!("fused @f{i} (%x: f16[B]) {{ %y = fused @f{below}(%x) %z = fused @f{below}(%y) return %z }}\n");
+            text += &format!(
+                "fused @f{i} (%x: f16[B]) {{ %y = fused @f{below}(%x) %z = fused @f{below}(%y) return %z }}\n"
+            );
         }
         let mut m = module(&(text + "region @r (%p: f16[B]) { %q = fused @f39(%p) return %q }"));
         assert_eq!(inline_fused(&mut m.regions[0], &m.fused), Err(InlineError::TooLarge));

@@ -238,7 +238,7 @@
 //! not`, `a ?? b` (`b` if `a` is `none`), `if c then a else b`, `list[i]`, and the functions `sqrt ln int float len min
 //! max`. Integers stay integers, and their division must leave no remainder. `i` is the number of the layer. A path into
 //! `config` that leads nowhere is `none`; any other name that is not known is an error. `{name}` in a string is the
-//! value of the name, `\{` is a brace.
+//! value of the name; a brace before anything else than a name, or written `\{`, is a brace.
 //!
 //! `"a" or "b"` is the first of these tensors that the checkpoint has. `"a"?` may be missing: a missing weight at the
 //! end of the operands is dropped where the op allows it, and a line that starts with `opt` comes down to another name

@@ -98,7 +98,8 @@ fn expand(template: &str, config: Json, tensors: &[&'static str]) -> Result<Stri
 
 /// The attributes that an expression in the header comes to.
 fn value(expression: &str) -> Result<Json, String> {
-    let config = json!({"heads": 8, "hidden": 64, "nothing": null, "types": ["full", "window"], "rope": {"factor": 2.5}});
+    let config =
+        json!({"heads": 8, "hidden": 64, "nothing": null, "types": ["full", "window"], "rope": {"factor": 2.5}});
     let env = Checkpoint { config, tensors: Vec::new() };
     let text = format!("awqir 1 let heads = config.heads, list = config.types model \"m\" {{v=({expression})}}");
     parse_with(&text, &env).map(|m| m.header.get("v").cloned().unwrap_or(Json::Null)).map_err(|e| e.to_string())
@@ -239,7 +240,8 @@ fn attributes_that_are_none_or_false_are_left_out() {
 
 #[test]
 fn dtype_is_what_t_means() {
-    let text = expand("model \"m\" {dtype=bf16} region @r (%x: T[B,4]) { %y = silu %x return %y }", json!({}), &[]).unwrap();
+    let text =
+        expand("model \"m\" {dtype=bf16} region @r (%x: T[B,4]) { %y = silu %x return %y }", json!({}), &[]).unwrap();
     assert!(text.contains("bf16[B,4]"), "{text}");
     assert!(expand("model \"m\" {dtype=i32}", json!({}), &[]).unwrap_err().contains("dtype is f16, bf16 or f32"));
 }
@@ -282,8 +284,14 @@ fn mistakes_are_found_at_their_place() {
     for (text, what) in [
         ("", "`awqir` is expected here, not the end of the text"),
         ("awqir 2", "version 2 of the language is not known"),
-        ("awqir 1 region @r (%x: f16[B]) { return %x } region @r (%x: f16[B]) { return %x }", "region @r is defined already"),
-        ("awqir 1 layer @1..2 (%x: f16[B]) { return %x } layer @2 (%x: f16[B]) { return %x }", "layer @2 is defined twice"),
+        (
+            "awqir 1 region @r (%x: f16[B]) { return %x } region @r (%x: f16[B]) { return %x }",
+            "region @r is defined already",
+        ),
+        (
+            "awqir 1 layer @1..2 (%x: f16[B]) { return %x } layer @2 (%x: f16[B]) { return %x }",
+            "layer @2 is defined twice",
+        ),
         ("awqir 1 layer @0..99999 (%x: f16[B]) { return %x }", "at most 10000 layers"),
         ("awqir 1 dim B, B", "the dimension B is declared twice"),
         ("awqir 1 layer @0..-1 (%x: f16[B]) { return", "`}` is missing"),
@@ -312,7 +320,10 @@ fn texts_that_grow_without_end_are_refused() {
         lists_of_lists += &format!("let a{i} = [{a}]\n");
     }
     let body = "%a = silu %x\n".replace("%a", "%value_with_a_long_name_for_a_line_that_is_long");
-    let layers = format!("awqir 1 layer @0..9999 (%x: f16[B]) {{ {} return %x }}", (0..500).map(|i| body.replacen("line", &format!("l{i}"), 1)).collect::<String>());
+    let layers = format!(
+        "awqir 1 layer @0..9999 (%x: f16[B]) {{ {} return %x }}",
+        (0..500).map(|i| body.replacen("line", &format!("l{i}"), 1)).collect::<String>()
+    );
     for text in [nested, chain, negated, lists, terms, laughs, strings, deep, lists_of_lists, layers] {
         assert_eq!(parse(&text).unwrap_err().codes(), ["P05"], "{}", &text[..60]);
     }

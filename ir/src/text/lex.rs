@@ -205,11 +205,12 @@ fn number(text: &str, at: usize) -> Result<(Tok<'_>, usize), Fail> {
 pub(super) enum Piece<'t> {
     /// Itself.
     Char(char),
-    /// `{name}`: the value of a name.
+    /// `{name}` or `{config.name}`: the value of a name.
     Name(&'t str),
 }
 
-/// Undoes the escapes of the inside of a string: `\"`, `\\`, `\{`, `\n`, `\t`, `\u{…}`.
+/// Undoes the escapes of the inside of a string: `\"`, `\\`, `\{`, `\n`, `\t`, `\u{…}`. A brace that no name follows is
+/// itself.
 pub(super) fn pieces(raw: &str, span: Span) -> Result<Vec<Piece<'_>>, Fail> {
     let mut out = Vec::new();
     let mut rest = raw;
@@ -239,13 +240,13 @@ pub(super) fn pieces(raw: &str, span: Span) -> Result<Vec<Piece<'_>>, Fail> {
                     other => return Err(Fail::syntax(span, format!("`\\{other}` means nothing in a string"))),
                 }));
             }
-            '{' => {
-                let Some((name, tail)) = rest.split_once('}') else {
-                    return Err(Fail::syntax(span, "this string has a `{` without `}`: write `\\{` for a plain brace"));
-                };
-                out.push(Piece::Name(name));
-                rest = tail;
-            }
+            '{' => match rest.split_once('}') {
+                Some((name, tail)) if name.split('.').all(is_word) => {
+                    out.push(Piece::Name(name));
+                    rest = tail;
+                }
+                Some(_) | None => out.push(Piece::Char('{')),
+            },
             other => out.push(Piece::Char(other)),
         }
     }

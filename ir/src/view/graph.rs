@@ -5,9 +5,9 @@ use std::fmt;
 
 use petgraph::data::DataMap;
 use petgraph::visit::{
-    Data, EdgeCount, EdgeRef, GetAdjacencyMatrix, GraphBase, GraphProp, IntoEdgeReferences, IntoEdges, IntoEdgesDirected,
-    IntoNeighbors, IntoNeighborsDirected, IntoNodeIdentifiers, IntoNodeReferences, NodeCompactIndexable, NodeCount, NodeIndexable,
-    Visitable,
+    Data, EdgeCount, EdgeRef, GetAdjacencyMatrix, GraphBase, GraphProp, IntoEdgeReferences, IntoEdges,
+    IntoEdgesDirected, IntoNeighbors, IntoNeighborsDirected, IntoNodeIdentifiers, IntoNodeReferences,
+    NodeCompactIndexable, NodeCount, NodeIndexable, Visitable,
 };
 use petgraph::{Directed, Direction};
 
@@ -99,8 +99,11 @@ impl RegionGraph {
             out[from].push(edges.len());
             into[to].push(edges.len());
             let (a, b) = (vertices[from].id, vertices[to].id);
-            let names: BTreeSet<&str> =
-                pairs.iter().filter_map(|(r, _)| region.node(a).results.get(*r)).map(|v| &*region.value(*v).name).collect();
+            let names: BTreeSet<&str> = pairs
+                .iter()
+                .filter_map(|(r, _)| region.node(a).results.get(*r))
+                .map(|v| &*region.value(*v).name)
+                .collect();
             let text = names.into_iter().map(|n| format!("%{n}")).collect::<Vec<_>>().join(", ");
             edges.push((a, b, Wires { pairs, text }));
         }

@@ -36,14 +36,14 @@ fn region(region: &Region, dtype: Elem) -> Json {
         RegionName::Named(name) => (name.to_string(), Json::Null),
         RegionName::Layer(i) => (i.to_string(), (*i).into()),
     };
-    let params = region.params().iter().map(|p| {
-        object!({"name": tables.operand(*p), "type": region.operand_type(*p).to_string()})
-    });
+    let params = region
+        .params()
+        .iter()
+        .map(|p| object!({"name": tables.operand(*p), "type": region.operand_type(*p).to_string()}));
     let definition = |d: &crate::text::Definition| object!({"name": d.name, "is": d.is, "type": d.ty});
     let nodes = region.nodes().map(|(_, node)| {
-        let results = node.results.iter().map(|r| {
-            object!({"name": tables.value(*r), "type": region.value(*r).ty.to_string()})
-        });
+        let results =
+            node.results.iter().map(|r| object!({"name": tables.value(*r), "type": region.value(*r).ty.to_string()}));
         let mut map = Map::new();
         map.insert("op".into(), node.op.mnemonic().into());
         map.insert("attributes".into(), Json::Object(node.op.attributes()));

@@ -81,7 +81,9 @@ fn term(region: &Region, id: WeightId, keys: &BTreeMap<WeightId, u64>) -> String
         WeightExpr::Mul { axis, of, by: factors } => format!("mul.{axis} {} {}", child(of), by(factors)),
         WeightExpr::Div { axis, of, by: factors } => format!("div.{axis} {} {}", child(of), by(factors)),
         WeightExpr::Offset { of, by } => format!("offset {} {by:?}", child(of)),
-        WeightExpr::Cat { axis, parts } => format!("cat.{axis} {}", parts.iter().map(child).collect::<Vec<_>>().join(" ")),
+        WeightExpr::Cat { axis, parts } => {
+            format!("cat.{axis} {}", parts.iter().map(child).collect::<Vec<_>>().join(" "))
+        }
         WeightExpr::Rows { of, start, len } => format!("rows {} {start} {len}", child(of)),
         WeightExpr::Transpose(of) => format!("transpose {}", child(of)),
         WeightExpr::Clip { of, lo, hi, group } => format!("clip {} {} {} {group:?}", child(of), data(lo), data(hi)),
