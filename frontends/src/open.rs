@@ -93,7 +93,7 @@ const EXTRA: [&str; 12] = [
 /// Largest JSON or text file that is read: tokenizers take tens of megabytes.
 pub(crate) const MAX_TEXT: u64 = 1 << 28;
 
-/// Opens a model: a Hugging Face folder, a `.gguf` file, a `.safetensors` file with its `config.json`, a compiled
+/// Opens a model: a Hugging Face folder, a `.gguf` file or a folder with one, a `.safetensors` file with its `config.json`, a compiled
 /// artefact, or an `.awqir` file.
 ///
 /// # Errors
@@ -101,7 +101,13 @@ pub(crate) const MAX_TEXT: u64 = 1 << 28;
 pub fn open(path: &Path) -> Result<Imported, ImportError> {
     let meta = std::fs::metadata(path).map_err(|e| ImportError::io(path, e))?;
     if meta.is_dir() {
-        return if path.join(artefact::MODULE).is_file() { artefact::open_folder(path) } else { open_hf(path) };
+        return if path.join(artefact::MODULE).is_file() {
+            artefact::open_folder(path)
+        } else if let (false, Some(file)) = (path.join("config.json").is_file(), only_gguf(path)) {
+            open_gguf(&file)
+        } else {
+            open_hf(path)
+        };
     }
     match path.extension().and_then(|e| e.to_str()) {
         Some("gguf") => open_gguf(path),
@@ -112,6 +118,13 @@ pub fn open(path: &Path) -> Result<Imported, ImportError> {
             "is no model: give a folder with config.json and safetensors, a .gguf, .safetensors or .awqir file, or a compiled model's folder",
         )),
     }
+}
+
+/// The GGUF file of a folder that has just one.
+fn only_gguf(folder: &Path) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(folder).ok()?.flatten().map(|e| e.path());
+    let mut found = entries.filter(|p| p.extension().is_some_and(|e| e == "gguf"));
+    found.next().filter(|_| found.next().is_none())
 }
 
 fn open_hf(folder: &Path) -> Result<Imported, ImportError> {

@@ -85,7 +85,7 @@ impl Scheme {
     }
 
     /// The stem whose parts hold the weight `name`, if the checkpoint has them instead of it.
-    pub(crate) fn stem<'n>(name: &'n str, has: impl Fn(&str) -> bool) -> Option<&'n str> {
+    pub(crate) fn stem(name: &str, has: impl Fn(&str) -> bool) -> Option<&str> {
         name.strip_suffix(".weight").filter(|stem| has(&format!("{stem}.qweight")) && !has(name))
     }
 

@@ -1,5 +1,7 @@
 //! Damaged files: whatever the bytes are, the answer is an error or a model, never a panic.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod writer;
 
 use std::fs;

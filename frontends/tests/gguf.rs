@@ -1,11 +1,13 @@
 //! GGUF files: the same model as a Hugging Face folder, from another container.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod writer;
 
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use awqc_frontends::{Contents, Imported, open};
-use awqc_ir::TensorSource;
 use serde_json::{Value as Json, json};
 use tempfile::TempDir;
 use writer::{Gguf, Meta, Tensor, folder, llama_config, llama_gguf, llama_tensors};
@@ -99,7 +101,7 @@ fn an_unknown_tokenizer_leaves_a_note() {
 }
 
 #[test]
-fn gains_less_one_and_frequency_factors_are_restored() {
+fn frequency_factors_become_configuration() {
     let mut g = llama_gguf();
     g.f32("rope_freqs.weight", &Tensor { shape: vec![2], data: vec![1.0, 8.0] });
     let m = import(&g).unwrap();
@@ -107,19 +109,164 @@ fn gains_less_one_and_frequency_factors_are_restored() {
     assert!(text.contains("long(short=[1.0,8.0], long=[1.0,8.0], original=16.0, attention=1.0)"), "{text}");
 }
 
+/// The golden model of `folder` as a GGUF file: `names` are pairs of what stands in our names and in theirs, `change`
+/// does to the numbers what the converter does.
+fn converted(
+    folder: &Path,
+    architecture: &str,
+    keys: &[(&str, &str)],
+    names: &[(&str, &str)],
+    change: impl Fn(&str, Tensor) -> Tensor,
+) -> Gguf {
+    let m = open(folder).unwrap();
+    let mut g = Gguf::default();
+    g.set("general.architecture", Meta::Str(architecture.into()));
+    for (theirs, ours) in keys {
+        let value = match m.config[*ours].as_u64() {
+            Some(n) => Meta::U32(n as u32),
+            None => Meta::F32(m.config[*ours].as_f64().unwrap() as f32),
+        };
+        g.set(&format!("{architecture}.{theirs}"), value);
+    }
+    for name in m.source.names() {
+        let t = Tensor { shape: m.source.info(&name).unwrap().shape, data: m.source.read_f32(&name).unwrap() };
+        let theirs = names.iter().fold(name.clone(), |n, (a, b)| n.replace(a, b));
+        g.f32(&theirs, &change(&name, t));
+    }
+    g
+}
+
+fn same_as(folder: &Path, g: &Gguf) {
+    let dir = TempDir::new().unwrap();
+    let (hf, gguf) = (open(folder).unwrap(), open(&g.write(dir.path())).unwrap());
+    assert_eq!(gguf.source.names(), hf.source.names());
+    for name in hf.source.names() {
+        assert_eq!(gguf.source.info(&name).unwrap().shape, hf.source.info(&name).unwrap().shape, "{name}");
+        let pairs = gguf.source.read_f32(&name).unwrap().into_iter().zip(hf.source.read_f32(&name).unwrap());
+        assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() < 1e-6), "{name}");
+    }
+    // Everything but the element type, which is f32 from such a file.
+    let text = |m: &Imported| awqc_ir::print(&m.module).replace("bf16", "f32").replace("f16", "f32");
+    let squeeze = |s: String| s.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!(squeeze(text(&gguf)), squeeze(text(&hf)));
+}
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)
+}
+
+#[test]
+fn gains_that_were_stored_plus_one_are_restored() {
+    let keys = [
+        ("block_count", "num_hidden_layers"),
+        ("embedding_length", "hidden_size"),
+        ("feed_forward_length", "intermediate_size"),
+        ("attention.head_count", "num_attention_heads"),
+        ("attention.head_count_kv", "num_key_value_heads"),
+        ("attention.key_length", "head_dim"),
+        ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
+        ("rope.freq_base", "rope_theta"),
+        ("attention.sliding_window", "sliding_window"),
+        ("attn_logit_softcapping", "attn_logit_softcapping"),
+        ("final_logit_softcapping", "final_logit_softcapping"),
+    ];
+    let names = [
+        ("model.layers.", "blk."),
+        ("self_attn.q_proj", "attn_q"),
+        ("self_attn.k_proj", "attn_k"),
+        ("self_attn.v_proj", "attn_v"),
+        ("self_attn.o_proj", "attn_output"),
+        ("input_layernorm", "attn_norm"),
+        ("post_attention_layernorm", "post_attention_norm"),
+        ("pre_feedforward_layernorm", "ffn_norm"),
+        ("post_feedforward_layernorm", "post_ffw_norm"),
+        ("mlp.gate_proj", "ffn_gate"),
+        ("mlp.up_proj", "ffn_up"),
+        ("mlp.down_proj", "ffn_down"),
+        ("model.embed_tokens", "token_embd"),
+        ("model.norm", "output_norm"),
+    ];
+    // Such files do not carry the scale of the scores: give the model the one that is assumed, the size of a head.
+    let dir = TempDir::new().unwrap();
+    fs::copy(golden("gemma2").join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
+    let mut config: Json = serde_json::from_slice(&fs::read(golden("gemma2").join("config.json")).unwrap()).unwrap();
+    config["query_pre_attn_scalar"] = config["head_dim"].clone();
+    fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let folder = dir.path();
+    let g = converted(folder, "gemma2", &keys, &names, |name, mut t| {
+        if name.contains("norm") {
+            t.data.iter_mut().for_each(|v| *v += 1.0);
+        }
+        t
+    });
+    same_as(folder, &g);
+}
+
+#[test]
+fn transposed_matrices_are_restored() {
+    let keys = [
+        ("block_count", "n_layer"),
+        ("embedding_length", "n_embd"),
+        ("attention.head_count", "n_head"),
+        ("context_length", "n_positions"),
+        ("attention.layer_norm_epsilon", "layer_norm_epsilon"),
+    ];
+    let names = [
+        ("transformer.h.", "blk."),
+        ("attn.c_attn", "attn_qkv"),
+        ("attn.c_proj", "attn_output"),
+        ("mlp.c_fc", "ffn_up"),
+        ("mlp.c_proj", "ffn_down"),
+        ("ln_1", "attn_norm"),
+        ("ln_2", "ffn_norm"),
+        ("transformer.ln_f", "output_norm"),
+        ("transformer.wte", "token_embd"),
+        ("transformer.wpe", "position_embd"),
+    ];
+    let folder = golden("gpt2");
+    let mut g = converted(&folder, "gpt2", &keys, &names, |name, t| {
+        if !name.contains(".c_") || t.shape.len() != 2 {
+            return t;
+        }
+        let (rows, cols) = (t.shape[0], t.shape[1]);
+        let data = (0..cols).flat_map(|c| (0..rows).map(move |r| r * cols + c)).map(|i| t.data[i]).collect();
+        Tensor { shape: vec![cols, rows], data }
+    });
+    let ffn = g.tensors.iter().find(|(n, ..)| n == "blk.0.ffn_up.bias").unwrap().1[0];
+    g.set("gpt2.feed_forward_length", Meta::U32(ffn as u32));
+    same_as(&folder, &g);
+}
+
 #[test]
 fn quantized_tensors_are_decoded() {
+    // Row r of the embedding becomes the numbers r, r, … in Q8_0; its 12 channels become 32.
+    let mut config = llama_config();
+    config["hidden_size"] = json!(32);
     let mut g = llama_gguf();
-    let bytes: Vec<u8> = (0..4).flat_map(|r| [&[0x00, 0x3c][..], &[r; 32]].concat()).collect();
-    g.tensors.push(("extra".into(), vec![4, 32], 8, bytes));
+    g.metadata.retain(|(k, _)| k != "llama.embedding_length");
+    g.set("llama.embedding_length", Meta::U32(32));
+    for (_, shape, ty, bytes) in &mut g.tensors {
+        shape.iter_mut().filter(|d| **d == 12).for_each(|d| *d = 32);
+        let rows = shape.iter().product::<u64>() / 32;
+        if shape.last() == Some(&32) && shape.len() == 2 {
+            *ty = 8;
+            *bytes = (0..rows).flat_map(|r| [&[0x00, 0x3c][..], &[r as u8; 32]].concat()).collect();
+        } else {
+            bytes.resize(shape.iter().product::<u64>() as usize * 4, 0);
+        }
+    }
     let dir = TempDir::new().unwrap();
-    let e = open(&g.write(dir.path())).err().unwrap();
-    assert!(e.to_string().contains("`extra` is not part of the model"), "{e}");
-    let header = awqc_frontends::gguf::Gguf::open(&dir.path().join("model.gguf")).unwrap();
-    assert_eq!(
-        (header.header().tensors["extra"].shape.as_slice(), header.header().tensors["extra"].len),
-        (&[4, 32][..], 136)
-    );
+    let m = open(&g.write(dir.path())).unwrap();
+    let table = m.source.read_f32("model.embed_tokens.weight").unwrap();
+    assert!(table.len() == 320 && table.chunks(32).enumerate().all(|(r, row)| row.iter().all(|v| *v == r as f32)));
+    // Rows of the rotary projections return to their places.
+    let k = m.source.read_f32("model.layers.0.self_attn.k_proj.weight").unwrap();
+    let rows: Vec<f32> = k.chunks(32).map(|r| r[0]).collect();
+    assert_eq!(rows, [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
+    let mut bad = g.clone();
+    bad.tensors[0].2 = 10;
+    let e = open(&bad.write(dir.path())).err().unwrap();
+    assert!(e.is_unsupported() && e.to_string().contains("Q2_K"), "{e}");
 }
 
 #[test]

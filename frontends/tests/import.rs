@@ -1,12 +1,14 @@
 //! Hugging Face folders: the models of the golden kit, and what is said of checkpoints that do not fit.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod writer;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use awqc_frontends::{Contents, ImportError, Imported, Kind, open};
-use awqc_ir::{Op, RegionName, TensorSource, WeightExpr};
+use awqc_ir::{Op, RegionName, WeightExpr};
 use serde_json::{Value as Json, json};
 use tempfile::TempDir;
 use writer::{Tensor, Tensors, folder, llama_config, llama_tensors, safetensors};

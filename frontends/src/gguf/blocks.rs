@@ -105,7 +105,7 @@ impl GgmlType {
     /// the number overflows.
     pub fn bytes(self, elements: u64, row: u64) -> Option<u64> {
         let (per, size) = self.block();
-        if row % per != 0 {
+        if !row.is_multiple_of(per) {
             return None;
         }
         (elements / per).checked_mul(size)

@@ -336,7 +336,7 @@ fn place(
     let Some(len) = len else {
         return Err(bad(format!("of shape {shape:?} is not a whole number of {ty} blocks")));
     };
-    if offset % alignment != 0 {
+    if !offset.is_multiple_of(alignment) {
         return Err(bad(format!("begins at offset {offset}, which is not a multiple of {alignment}")));
     }
     let at = base.checked_add(offset).filter(|at| at.checked_add(len).is_some_and(|end| end <= file));
