@@ -174,13 +174,13 @@ pub fn outline(
         region.replace_value(*old, new);
     }
     region.remove_all(&inside);
-    let order = before.into_iter().chain([call]).chain(after).collect();
+    let order: Vec<NodeId> = before.into_iter().chain([call]).chain(after).collect();
     debug_assert!(is_permutation(region, &order), "the order around a call holds every node once");
     region.reorder(order);
     Ok(call)
 }
 
-fn is_permutation(region: &Region, order: &Vec<NodeId>) -> bool {
+fn is_permutation(region: &Region, order: &[NodeId]) -> bool {
     region.order().iter().collect::<BTreeSet<_>>() == order.iter().collect::<BTreeSet<_>>()
 }
 

@@ -56,7 +56,7 @@ fn float(r: &mut Region, d: &mut Dice<'_>, shape: &[u64], depth: usize) -> Weigh
             let axis = d.roll(shape.len());
             let len = shape[axis];
             let (id, map) = match d.roll(3) {
-                0 if len % 2 == 0 => (data(r, d, vec![len / 2]), DataMap::Tie { width: len / 2, times: 2 }),
+                0 if len.is_multiple_of(2) => (data(r, d, vec![len / 2]), DataMap::Tie { width: len / 2, times: 2 }),
                 1 => (data(r, d, vec![1]), DataMap::Within { start: 0, total: len }),
                 _ => (data(r, d, vec![len]), DataMap::Whole),
             };
@@ -150,7 +150,7 @@ fn layer(d: &mut Dice<'_>, index: u32, fused: &mut Vec<FusedDef>) -> Region {
             7 if c > 1 => (Split { sizes: vec![1, c - 1] }.into(), vec![val(a)]),
             8 if c < 64 => (Concat {}.into(), vec![val(a), val(d.of(&values))]),
             9 => {
-                let heads = (c % 2 == 0 && d.roll(2) > 0).then_some(2);
+                let heads = (c.is_multiple_of(2) && d.roll(2) > 0).then_some(2);
                 let g = float(&mut r, d, &[c / heads.unwrap_or(1)], 2);
                 let op = RmsNorm { eps: 1e-6, offset: d.of(&[0.0, 1.0]), heads };
                 (op.into(), vec![val(a), Operand::Weight(g)])
@@ -160,7 +160,7 @@ fn layer(d: &mut Dice<'_>, index: u32, fused: &mut Vec<FusedDef>) -> Region {
                 let all = [val(a), Operand::Weight(g), Operand::Weight(b)];
                 (LayerNorm { eps: 1e-5 }.into(), all[..1 + d.roll(3)].to_vec())
             }
-            11 if c % 2 == 0 => {
+            11 if c.is_multiple_of(2) => {
                 let window = (d.roll(2) > 0).then_some(5);
                 let op = Sdpa {
                     causal: d.roll(2) > 0,
@@ -177,7 +177,7 @@ fn layer(d: &mut Dice<'_>, index: u32, fused: &mut Vec<FusedDef>) -> Region {
                 }
                 (op.into(), vec![val(a), val(d.of(&kv)), val(d.of(&kv))])
             }
-            12 if c % 4 == 0 => {
+            12 if c.is_multiple_of(4) => {
                 let scaling = match d.roll(3) {
                     0 => None,
                     1 => Some(RopeScaling::Linear { factor: 2.5 }),

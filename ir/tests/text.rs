@@ -173,6 +173,9 @@ fn layers_expand_with_their_number_and_their_names() {
     assert_eq!(order, ["@0", "@1", "@2", "@3", "@4"]);
     assert!(text.contains("from \"m.4\" { %y = scale %x {by=5.0} : f16[B,4]"), "{text}");
     assert_eq!(expand(template, json!({"layers": 0}), &[]).unwrap().matches("layer").count(), 0);
+    let wrong = "layer @0..2 (%x: T[B,4]) { require i < 2, \"layer {i} is one too many\" return %x }";
+    let error = expand(wrong, json!({}), &[]).unwrap_err();
+    assert!(error.contains("layer 2 is one too many") && error.contains("in layer @2"), "{error}");
 }
 
 #[test]

@@ -240,13 +240,17 @@ pub(super) fn pieces(raw: &str, span: Span) -> Result<Vec<Piece<'_>>, Fail> {
                     other => return Err(Fail::syntax(span, format!("`\\{other}` means nothing in a string"))),
                 }));
             }
-            '{' => match rest.split_once('}') {
-                Some((name, tail)) if name.split('.').all(is_word) => {
-                    out.push(Piece::Name(name));
-                    rest = tail;
+            '{' => {
+                let len = name_len(rest.as_bytes());
+                let name = rest.get(..len).unwrap_or("");
+                match rest.get(len..).and_then(|tail| tail.strip_prefix('}')) {
+                    Some(tail) if name.split('.').all(is_word) => {
+                        out.push(Piece::Name(name));
+                        rest = tail;
+                    }
+                    Some(_) | None => out.push(Piece::Char('{')),
                 }
-                Some(_) | None => out.push(Piece::Char('{')),
-            },
+            }
             other => out.push(Piece::Char(other)),
         }
     }

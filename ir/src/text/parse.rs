@@ -299,7 +299,8 @@ impl<'t> Parser<'t, '_> {
         for i in first..end {
             let i = u32::try_from(i).map_err(|_| Fail::limit(span, "there is no such layer"))?;
             self.scope.enter(Some(i));
-            if let Some(region) = self.instance(&header, RegionName::Layer(i))? {
+            let made = self.instance(&header, RegionName::Layer(i));
+            if let Some(region) = made.map_err(|f| f.note(format!("in layer @{i}")))? {
                 self.module.regions.push(region);
             }
             self.scope.leave();
