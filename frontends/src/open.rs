@@ -167,7 +167,7 @@ fn hugging_face(
         settings.entry("quant_method").or_insert("awq".into());
         config.insert("quantization_config".into(), Json::Object(settings));
     }
-    let (module, source) = instantiate(&path, family, &config, Arc::new(tensors), scheme)?;
+    let (module, source) = instantiate(&path, family, &config, Arc::new(tensors), scheme, None)?;
     Ok(Imported { module, source, config, files: extra_files(folder), notes: Vec::new(), kind: Kind::HuggingFace })
 }
 
@@ -175,7 +175,8 @@ fn open_gguf(path: &Path) -> Result<Imported, ImportError> {
     let file = Gguf::open(path)?;
     let family = by_gguf(path, file.architecture()?)?;
     let mapped = file.map(&family)?;
-    let (module, source) = instantiate(path, &family, &mapped.config, Arc::new(mapped.source), None)?;
+    let elem = mapped.source.elem();
+    let (module, source) = instantiate(path, &family, &mapped.config, Arc::new(mapped.source), None, Some(elem))?;
     Ok(Imported { module, source, config: mapped.config, files: mapped.files, notes: mapped.notes, kind: Kind::Gguf })
 }
 

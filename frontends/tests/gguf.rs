@@ -79,15 +79,17 @@ fn the_tokenizer_is_complete() {
 fn scored_vocabularies_become_merges_in_order_of_score() {
     let mut g = llama_gguf();
     g.metadata.retain(|(k, _)| !k.starts_with("tokenizer."));
-    let tokens = ["<unk>", "<s>", "<0x0A>", "a", "b", "ab", "▁", "▁ab", "▁a", "c"];
+    let tokens = ["<unk>", "<s>", "<0x0A>", "a", "b", "ab", "▁", "▁ab", "▁a", "<x>"];
     g.set("tokenizer.ggml.model", Meta::Str("llama".into()))
         .set("tokenizer.ggml.tokens", Meta::Strs(tokens.map(String::from).to_vec()))
         .set("tokenizer.ggml.scores", Meta::Floats(vec![0.0, 0.0, 0.0, -8.0, -9.0, -2.0, -7.0, -3.0, -1.0, -10.0]))
-        .set("tokenizer.ggml.token_type", Meta::Ints(vec![2, 3, 6, 1, 1, 1, 1, 1, 1, 1]))
+        .set("tokenizer.ggml.token_type", Meta::Ints(vec![2, 3, 6, 1, 1, 1, 4, 1, 1, 4]))
         .set("tokenizer.ggml.bos_token_id", Meta::U32(1));
     let t = file(&import(&g).unwrap(), "tokenizer.json");
     assert_eq!(t["model"]["merges"], json!(["▁ a", "a b", "▁ ab", "▁a b"]));
     assert_eq!((&t["model"]["byte_fallback"], &t["model"]["unk_token"]), (&json!(true), &json!("<unk>")));
+    let added: Vec<&Json> = t["added_tokens"].as_array().unwrap().iter().map(|a| &a["content"]).collect();
+    assert_eq!(added, ["<unk>", "<s>", "<x>"]);
     assert_eq!(t["post_processor"]["single"][0]["SpecialToken"]["id"], "<s>");
 }
 

@@ -15,13 +15,15 @@ use crate::quantized::Scheme;
 use crate::view::View;
 
 /// Fills in `family`'s template. `path` is the file that holds the configuration, for messages. Returns the module and
-/// the checkpoint under the names that the module uses.
+/// the checkpoint under the names that the module uses. `elem` is the type of float weights; if not given, what most of
+/// them are stored as.
 pub(crate) fn instantiate(
     path: &Path,
     family: &Family,
     config: &Map<String, Json>,
     checkpoint: Arc<dyn TensorSource>,
     scheme: Option<Scheme>,
+    elem: Option<Elem>,
 ) -> Result<(Module, Arc<dyn TensorSource>), ImportError> {
     for rule in &family.keys {
         rule.check(path, config)?;
@@ -54,7 +56,7 @@ pub(crate) fn instantiate(
         ));
     }
     names.extend(packed);
-    let model = ModelEnv::new(path, config, dominant(&view), &names);
+    let model = ModelEnv::new(path, config, elem.unwrap_or_else(|| dominant(&view)), &names);
     let parsed = awqc_ir::parse_with(&family.template, &model);
     if let Some(error) = model.into_error() {
         return Err(error);

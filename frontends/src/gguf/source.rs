@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use awqc_ir::{RawTensor, Stored, TensorError, TensorInfo, TensorSource};
+use awqc_ir::{Elem, RawTensor, Stored, TensorError, TensorInfo, TensorSource};
 use serde_json::{Map, Value as Json};
 
+use super::blocks::GgmlType;
 use super::reader::{Entry, Header};
 use crate::error::ImportError;
 use crate::family::gguf::{GgufSection, Undo};
@@ -134,6 +135,31 @@ fn rope_factors(file: &DataFile, name: &str, entry: &Entry, config: &mut Map<Str
         serde_json::json!({"rope_type": "longrope", "short_factor": factors, "long_factor": factors, "factor": 1.0, "attention_factor": 1.0}),
     );
     Ok(())
+}
+
+impl GgufSource {
+    /// The float type that holds most of the file's numbers: blocks of quantized numbers have half-precision scales, so
+    /// f16 does for them.
+    pub(crate) fn elem(&self) -> Elem {
+        let mut counts = [(Elem::F16, 0u128), (Elem::Bf16, 0), (Elem::F32, 0)];
+        for place in self.tensors.values() {
+            let at = match place.entry.ty {
+                GgmlType::F32 => 2,
+                GgmlType::Bf16 => 1,
+                GgmlType::F16
+                | GgmlType::Q4_0
+                | GgmlType::Q4_1
+                | GgmlType::Q5_0
+                | GgmlType::Q5_1
+                | GgmlType::Q8_0
+                | GgmlType::Q4K
+                | GgmlType::Q5K
+                | GgmlType::Q6K => 0,
+            };
+            counts[at].1 += place.info.shape.iter().fold(1u128, |n, d| n.saturating_mul(*d as u128));
+        }
+        counts.into_iter().max_by_key(|(_, n)| *n).map_or(Elem::F16, |(elem, _)| elem)
+    }
 }
 
 impl TensorSource for GgufSource {

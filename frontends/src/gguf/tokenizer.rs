@@ -16,6 +16,7 @@ use crate::open::{Contents, ExtraFile};
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Plain,
+    /// Also the token for what is unknown.
     Control,
     UserDefined,
     Byte,
@@ -98,10 +99,10 @@ fn kinds(path: &Path, header: &Header, tokens: usize) -> Result<Vec<Kind>, Impor
         Some(Value::Ints(kinds)) => kinds
             .iter()
             .map(|k| match k {
-                3 => Kind::Control,
+                2 | 3 => Kind::Control,
                 4 => Kind::UserDefined,
                 6 => Kind::Byte,
-                _ => Kind::Plain,
+                _other => Kind::Plain,
             })
             .collect(),
         Some(_) => return Err(ImportError::config(path, key, "must be an array of integers")),
@@ -197,7 +198,9 @@ impl Vocabulary<'_> {
         out
     }
 
-    /// Control tokens, and tokens that users added, are cut out of a text before anything else.
+    /// Control tokens, and tokens that users added, are cut out of a text before anything else: as they are written,
+    /// so that a space that the normalizer puts before a piece of text does not hide them. Runs of spaces, which some
+    /// vocabularies count among these, are left to the merges, which make them from normalized text.
     fn added_tokens(&self) -> Json {
         let added = self
             .tokens
@@ -207,9 +210,9 @@ impl Vocabulary<'_> {
             .filter(|(_, (_, k))| matches!(k, Kind::Control | Kind::UserDefined));
         let entry = |(id, (content, kind)): (usize, (&str, &Kind))| {
             let special = *kind == Kind::Control;
-            json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": !special, "special": special})
+            json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": special})
         };
-        Json::Array(added.filter(|(_, (t, _))| !t.is_empty()).map(entry).collect())
+        Json::Array(added.filter(|(_, (t, _))| !t.is_empty() && !t.contains('▁')).map(entry).collect())
     }
 
     /// The post-processor that puts bos and eos around a text.

@@ -1,0 +1,234 @@
+//! The program as a user runs it: results on standard output, errors that name file and remedy, exit codes, artefacts
+//! that appear whole or not at all, and the same bytes from the same input.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value as Json;
+
+struct Done {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+fn awqc(args: &[&str]) -> Done {
+    let Output { status, stdout, stderr } =
+        Command::new(env!("CARGO_BIN_EXE_awqc")).args(args).output().expect("the program starts");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    Done { code: status.code().expect("an exit code"), out: text(stdout), err: text(stderr) }
+}
+
+fn json(args: &[&str]) -> Json {
+    let done = awqc(args);
+    assert_eq!(done.code, 0, "{}", done.err);
+    serde_json::from_str(&done.out).expect("one JSON object on standard output")
+}
+
+fn golden(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name).to_str().expect("UTF-8").to_owned()
+}
+
+fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a scratch folder")
+}
+
+fn path(dir: &tempfile::TempDir, name: &str) -> String {
+    dir.path().join(name).to_str().expect("UTF-8").to_owned()
+}
+
+/// Every file below a folder with its contents.
+fn contents(dir: &str) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut files: Vec<_> = fs::read_dir(dir).expect("a folder").flatten().map(|e| e.path()).collect();
+    files.sort();
+    files.into_iter().map(|p| (p.file_name().expect("a name").into(), fs::read(&p).expect("a file"))).collect()
+}
+
+/// A compile of a golden on its own ids: goldens have no tokenizer.
+fn compile<'a>(model: &'a str, ids: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    [&["compile", model, "--group", "16", "--calib-ids", ids, "-o", out, "-q"][..], more].concat()
+}
+
+#[test]
+fn a_compiled_model_runs_and_stays_near_the_original() {
+    for name in ["llama", "gpt2", "gemma2", "qwen3", "opt"] {
+        let dir = scratch();
+        let (model, ids, out) = (golden(name), golden(&format!("{name}/expected.safetensors")), path(&dir, "out"));
+        let report = json(&compile(&model, &ids, &out, &["--bits", "8", "--json"]));
+        for key in ["artefact", "seconds", "peak_rss_bytes", "bits_per_weight", "sites", "passes"] {
+            assert!(report.get(key).is_some(), "{name}: the report misses {key}");
+        }
+        assert!((9.0..10.0).contains(&report["bits_per_weight"].as_f64().expect("bits")), "{name}: {report}");
+        let eval = json(&["eval", &out, "--ids", &ids, "--against", &model, "--json", "-q"]);
+        let float = json(&["eval", &model, "--ids", &ids, "--json", "-q"]);
+        let (a, b) = (eval["perplexity"].as_f64().expect("a number"), float["perplexity"].as_f64().expect("a number"));
+        assert!((a / b - 1.0).abs() < 0.05, "{name}: perplexity {a} against {b}");
+        assert!(eval["kl_divergence"].as_f64().expect("a number") < 0.01, "{name}: {eval}");
+        assert!(eval["top1_agreement"].as_f64().expect("a number") > 0.8, "{name}: {eval}");
+    }
+}
+
+#[test]
+fn the_same_input_gives_the_same_bytes_whatever_the_threads() {
+    let dir = scratch();
+    let (model, ids) = (golden("llama"), golden("llama/expected.safetensors"));
+    let (a, b) = (path(&dir, "a"), path(&dir, "b"));
+    assert_eq!(awqc(&compile(&model, &ids, &a, &["--threads", "1"])).code, 0);
+    assert_eq!(awqc(&compile(&model, &ids, &b, &["--threads", "3"])).code, 0);
+    assert_eq!(contents(&a), contents(&b));
+}
+
+#[test]
+fn an_autoawq_folder_is_written_and_read_back() {
+    let dir = scratch();
+    let (model, ids) = (golden("llama"), golden("llama/expected.safetensors"));
+    let (reference, hf) = (path(&dir, "reference"), path(&dir, "hf"));
+    assert_eq!(awqc(&compile(&model, &ids, &reference, &[])).code, 0);
+    let done = awqc(&compile(&model, &ids, &hf, &["--target", "hf-awq"]));
+    assert_eq!(done.code, 0, "{}", done.err);
+    let config: Json = serde_json::from_slice(&fs::read(Path::new(&hf).join("config.json")).expect("a config")).expect("JSON");
+    let quantization = &config["quantization_config"];
+    assert_eq!((&quantization["quant_method"], &quantization["bits"]), (&"awq".into(), &4.into()));
+    assert_eq!((&quantization["group_size"], &quantization["version"]), (&16.into(), &"gemm".into()));
+    // The same codes, unfused: the same function, up to the rounding of norms and embedding to f16.
+    let eval = json(&["eval", &hf, "--ids", &ids, "--against", &reference, "--json", "-q"]);
+    assert!(eval["kl_divergence"].as_f64().expect("a number") < 1e-4, "{eval}");
+}
+
+#[test]
+fn a_killed_compile_goes_on_where_it_stopped() {
+    let dir = scratch();
+    let (model, ids) = (golden("llama"), golden("llama/expected.safetensors"));
+    let (whole, resumed) = (path(&dir, "whole"), path(&dir, "resumed"));
+    assert_eq!(awqc(&compile(&model, &ids, &whole, &[])).code, 0);
+    // A pipeline that fails in the head leaves the layers in the work folder …
+    let work = dir.path().join(".resumed.resume");
+    let first = awqc(&compile(&model, &ids, &resumed, &["--resume"]));
+    assert_eq!(first.code, 0, "{}", first.err);
+    assert!(!work.exists(), "the work folder goes when the output is complete");
+    assert_eq!(contents(&whole), contents(&resumed));
+    // … and a work folder of another compile is refused.
+    fs::create_dir(&work).expect("a folder");
+    fs::write(work.join("fingerprint.json"), "{}").expect("a file");
+    let other = awqc(&compile(&model, &ids, &resumed, &["--resume", "--force"]));
+    assert_eq!(other.code, 4);
+    assert!(other.err.contains("belongs to another compile"), "{}", other.err);
+    assert_eq!(contents(&whole), contents(&resumed), "a refused compile leaves the output alone");
+}
+
+#[test]
+fn errors_have_their_code_and_leave_nothing_behind() {
+    let dir = scratch();
+    let (model, ids, out) = (golden("llama"), golden("llama/expected.safetensors"), path(&dir, "out"));
+    let fails = |args: &[&str], code: i32, says: &str| {
+        let done = awqc(args);
+        assert_eq!(done.code, code, "{args:?}: {}", done.err);
+        assert!(done.err.contains(says), "{args:?}: `{says}` is not in: {}", done.err);
+        assert!(!done.err.contains("panicked"), "{}", done.err);
+        let left: Vec<_> = fs::read_dir(dir.path()).expect("a folder").flatten().map(|e| e.file_name()).collect();
+        assert!(left.is_empty(), "{args:?} left {left:?}");
+    };
+    fails(&compile(&model, &ids, &out, &["--passes", "profile,awq-scal"]), 2, "did you mean `awq-scale`");
+    fails(&compile(&model, &ids, &out, &["--passes", "quantize{bitz=4}"]), 2, "did you mean `bits`");
+    fails(&compile(&model, &ids, &out, &["--bits", "5"]), 2, "2, 3, 4 or 8");
+    fails(&compile(&model, &ids, &out, &["--target", "cuda-sm1"]), 3, "the targets are");
+    fails(&["compile", "no-such-model", "-o", &out], 4, "no-such-model");
+    fails(&["compile", &model, "-o", &out], 4, "tokenizer");
+    fails(&compile(&model, &out, &out, &[]), 4, "out");
+    fails(&compile(&golden("awq-gemm-llama"), &ids, &out, &[]), 3, "quantized already");
+    fails(&compile(&golden("gpt2"), &ids, &out, &["--target", "hf-awq"]), 3, "c_");
+    fails(&["eval", &model, "--ids", &ids, "--max-perplexity", "1.0"], 5, "above 1");
+    fails(&["eval", &model], 2, "--text");
+    fails(&["no-such-command"], 2, "unrecognized");
+}
+
+#[test]
+fn an_existing_output_is_kept_unless_told_otherwise() {
+    let dir = scratch();
+    let (model, ids, out) = (golden("llama"), golden("llama/expected.safetensors"), path(&dir, "out"));
+    fs::create_dir(&out).expect("a folder");
+    fs::write(Path::new(&out).join("mine.txt"), "precious").expect("a file");
+    let done = awqc(&compile(&model, &ids, &out, &[]));
+    assert_eq!(done.code, 2, "{}", done.err);
+    assert!(done.err.contains("--force"), "{}", done.err);
+    assert_eq!(fs::read_to_string(Path::new(&out).join("mine.txt")).expect("still there"), "precious");
+    assert_eq!(awqc(&compile(&model, &ids, &out, &["--force"])).code, 0);
+    assert!(!Path::new(&out).join("mine.txt").exists());
+}
+
+#[test]
+fn damaged_checkpoints_are_named() {
+    let dir = scratch();
+    let broken = dir.path().join("broken");
+    fs::create_dir(&broken).expect("a folder");
+    let source = golden("llama");
+    fs::copy(Path::new(&source).join("config.json"), broken.join("config.json")).expect("copied");
+    let weights = fs::read(Path::new(&source).join("model.safetensors")).expect("weights");
+    let verify = |expect: &str| {
+        let done = awqc(&["verify", broken.to_str().expect("UTF-8")]);
+        assert_eq!(done.code, 4, "{}", done.err);
+        assert!(done.err.contains(expect), "`{expect}` is not in: {}", done.err);
+    };
+    fs::write(broken.join("model.safetensors"), &weights[..weights.len() - 100]).expect("written");
+    verify("model.safetensors");
+    fs::write(broken.join("model.safetensors"), &weights).expect("written");
+    let config = fs::read_to_string(broken.join("config.json")).expect("a config");
+    fs::write(broken.join("config.json"), config.replace("\"intermediate_size\": 80", "\"intermediate_size\": 96")).expect("written");
+    verify("mlp.");
+    fs::write(broken.join("config.json"), config.replace("LlamaForCausalLM", "NovelForCausalLM")).expect("written");
+    assert_eq!(awqc(&["verify", broken.to_str().expect("UTF-8")]).code, 3);
+}
+
+#[test]
+fn graphs_print_as_text_dot_and_json_and_compare() {
+    let model = golden("llama");
+    let text = awqc(&["dump", &model]);
+    assert!(text.out.starts_with("awqir 1\n") && text.out.contains("layer @0..1 "), "{}", text.out);
+    let dir = scratch();
+    let file = path(&dir, "model.awqir");
+    fs::write(&file, &text.out).expect("written");
+    assert_eq!(awqc(&["dump", &file]).out, text.out, "what is printed reads back");
+    assert_eq!(awqc(&["verify", &file]).code, 0);
+    assert!(awqc(&["dump", &model, "--region", "@1", "--format", "dot"]).out.contains("digraph"));
+    let done = awqc(&["dump", &model, "--region", "@9"]);
+    assert!(done.code == 2 && done.err.contains("@head"), "{}", done.err);
+    let parsed: Json = serde_json::from_str(&awqc(&["dump", &model, "--format", "json"]).out).expect("JSON");
+    assert!(parsed.is_object());
+    let same = json(&["diff", &model, &file, "--json"]);
+    assert_eq!(same["same"], true);
+    let fused = awqc(&["opt", &file, "--passes", "fuse-qkv,fuse-rope", "--check-each"]);
+    assert!(fused.out.contains("fused @rope_qkv"), "{}{}", fused.out, fused.err);
+}
+
+#[test]
+fn explain_says_what_was_done_and_what_was_not() {
+    let done = awqc(&["explain", &golden("llama"), "--pass", "fuse-rope"]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert!(done.out.contains("@0") && done.out.contains("applied"), "{}", done.out);
+    let done = awqc(&["explain", &golden("qwen3"), "--pass", "fuse-rope"]);
+    assert!(done.out.contains("missed") || done.out.contains("nothing"), "{}", done.out);
+}
+
+#[test]
+fn rules_come_from_a_file_without_rust() {
+    let dir = scratch();
+    let rules = path(&dir, "my.awqrw");
+    fs::write(
+        &rules,
+        "rewrite \"attention_out\" {\n  match   { %a = sdpa %q, %k, %v\n            %o = linear %a, $w }\n  \
+         produce { %o = fused @attention_out(%q, %k, %v, $w) }\n}\n",
+    )
+    .expect("written");
+    let done = awqc(&["opt", &golden("qwen2"), "--rewrites", &rules, "--passes", "rewrites", "--check-each"]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert!(done.out.contains("fused @attention_out"), "{}", done.out);
+}
+
+#[test]
+fn listings_name_what_there_is() {
+    for (args, expect) in [(["passes", "--json"], "awq-scale"), (["targets", "--json"], "hf-awq"), (["archs", "--json"], "LlamaForCausalLM")] {
+        assert!(json(&args).to_string().contains(expect), "{args:?}");
+        assert!(awqc(&args[..1]).out.contains(expect), "{args:?}");
+    }
+}
