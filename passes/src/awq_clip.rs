@@ -145,7 +145,8 @@ The clip search of the AWQ authors' program (arXiv 2306.00978), there symmetric,
             return Ok(Changed::No);
         }
         let Some(quant) = target(cx.scheme, self.options.bits, self.options.group) else {
-            cx.remarks.push(RemarkKind::Missed, "nothing will be quantized: add `quantize` to the pipeline, or set bits");
+            cx.remarks
+                .push(RemarkKind::Missed, "nothing will be quantized: add `quantize` to the pipeline, or set bits");
             return Ok(Changed::No);
         };
         let mut done: Vec<WeightId> = Vec::new();
@@ -168,7 +169,13 @@ The clip search of the AWQ authors' program (arXiv 2306.00978), there symmetric,
 }
 
 impl AwqClip {
-    fn clip(&self, region: &mut Region, l: &LinearUse, quant: Quant, cx: &mut PassCx<'_>) -> Result<Changed, PassError> {
+    fn clip(
+        &self,
+        region: &mut Region,
+        l: &LinearUse,
+        quant: Quant,
+        cx: &mut PassCx<'_>,
+    ) -> Result<Changed, PassError> {
         let name = label(region, l.weight);
         let missed = |why: &str| (RemarkKind::Missed, format!("{name}: {why}"));
         if self.options.skip == Skip::Scores && feeds_attention_scores(region, l) {

@@ -155,7 +155,8 @@ AWQ, arXiv 2306.00978, section 3.2, equations 4 and 5.
             return Ok(Changed::No);
         }
         let Some(quant) = target(cx.scheme, self.options.bits, self.options.group) else {
-            cx.remarks.push(RemarkKind::Missed, "nothing will be quantized: add `quantize` to the pipeline, or set bits");
+            cx.remarks
+                .push(RemarkKind::Missed, "nothing will be quantized: add `quantize` to the pipeline, or set bits");
             return Ok(Changed::No);
         };
         let sites = gauge::sites(region, cx.shared);
@@ -235,7 +236,8 @@ impl AwqScale {
         }
         let before = candidates.iter().position(Candidate::is_one).and_then(|i| losses.get(i).copied());
         let Some((best, loss)) = best.and_then(|b| Some((candidates.get(b)?.clone(), losses[b]))) else {
-            cx.remarks.push(RemarkKind::Warning, format!("{line}: no candidate has a finite loss, the site stays as it is"));
+            cx.remarks
+                .push(RemarkKind::Warning, format!("{line}: no candidate has a finite loss, the site stays as it is"));
             return Ok(None);
         };
         cx.remarks.record(serde_json::json!({

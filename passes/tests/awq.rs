@@ -1,5 +1,6 @@
 //! The passes of activation-aware quantization on one small layer of every kind of site: what they may and may not do
 //! to the function and to their own losses.
+#![allow(clippy::unwrap_used)] // also outside of test functions
 
 mod support;
 
@@ -281,7 +282,13 @@ fn dead_channels_and_dead_inputs_are_survived() {
 
 #[test]
 fn folded_half_precision_parameters_stay_finite() {
-    let (mut bench, mut region) = (Bench::new(Some("u4g8")), layer(&LAYER.replace("f32", "f16").replace("(%x: f16[B,S,20], %cos: f16[S,1], %sin: f16[S,1])", "(%x: f16[B,S,20], %cos: f32[S,1], %sin: f32[S,1])")));
+    let (mut bench, mut region) = (
+        Bench::new(Some("u4g8")),
+        layer(&LAYER.replace("f32", "f16").replace(
+            "(%x: f16[B,S,20], %cos: f16[S,1], %sin: f16[S,1])",
+            "(%x: f16[B,S,20], %cos: f32[S,1], %sin: f32[S,1])",
+        )),
+    );
     // Weights near the largest f16: no column may be scaled up.
     for (name, n) in [("m.0.q", 240), ("m.0.k", 120), ("m.0.v", 120)] {
         bench.exec.weights.insert(name.to_owned(), support::noise(name, n).iter().map(|v| v * 65000.0).collect());
@@ -304,7 +311,8 @@ fn results_do_not_depend_on_the_number_of_threads() {
             let (mut bench, mut region) = profiled("u3g8");
             bench.pass::<AwqScale>(&mut region, "{}");
             bench.pass::<AwqClip>(&mut region, "{}");
-            let data: Vec<Vec<f32>> = region.data_ids().map(|d| region.data(d).values.clone().unwrap().to_vec()).collect();
+            let data: Vec<Vec<f32>> =
+                region.data_ids().map(|d| region.data(d).values.clone().unwrap().to_vec()).collect();
             (data, bench.remarks.records)
         })
     };

@@ -1,5 +1,6 @@
 //! The published search, compared with what AutoAWQ 0.2.9 computed on the same matrices (`data/awq_cases.safetensors`,
 //! made by `xtask golden` from that program's own functions in float32 on a CPU).
+#![allow(clippy::unwrap_used)] // also outside of test functions
 
 use awqc_ir::{Group, Quant};
 use awqc_passes::awq::reference::{self, Rule};

@@ -7,8 +7,11 @@ use proptest::prelude::*;
 
 fn quant() -> impl Strategy<Value = Quant> {
     let group = prop_oneof![(1u32..70).prop_map(Group::Size), Just(Group::Row)];
-    (prop::sample::select(&Quant::BITS[..]), any::<bool>(), group)
-        .prop_map(|(bits, symmetric, group)| Quant { bits, symmetric, group })
+    (prop::sample::select(&Quant::BITS[..]), any::<bool>(), group).prop_map(|(bits, symmetric, group)| Quant {
+        bits,
+        symmetric,
+        group,
+    })
 }
 
 /// Rows of weights around a centre that may be far from 0, on scales from tiny to huge.

@@ -1,5 +1,7 @@
 //! Saved statistics: they come back as they were, damaged ones are refused, and a compile from them runs no model.
 
+#![allow(clippy::unwrap_used)] // also outside of test functions
+
 mod support;
 
 use std::collections::BTreeMap;

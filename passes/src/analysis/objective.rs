@@ -67,7 +67,8 @@ pub fn objective(region: &Region, nodes: &[NodeId]) -> Option<ValueId> {
 fn reached_from(region: &Region, nodes: &[NodeId]) -> BTreeSet<ValueId> {
     let mut reached = BTreeSet::new();
     for (id, node) in region.nodes() {
-        let depends = nodes.contains(&id) || node.operands.iter().filter_map(|o| o.value()).any(|v| reached.contains(&v));
+        let depends =
+            nodes.contains(&id) || node.operands.iter().filter_map(|o| o.value()).any(|v| reached.contains(&v));
         if depends {
             reached.extend(&node.results);
         }

@@ -175,8 +175,10 @@ pub fn clip_search(w: &[f32], x: &[f32], cols: usize, quant: Quant, sample: usiz
     let cols = cols.max(1);
     let tokens: Vec<&[f32]> = x.chunks(cols).step_by((x.len() / cols / sample.max(1)).max(1)).collect();
     let group = quant.group.len(cols);
-    let rows: Vec<Vec<(f32, u8)>> =
-        w.par_chunks(cols).map(|row| row.chunks(group).enumerate().map(|(g, w)| clip_group(w, &tokens, g * group, quant)).collect()).collect();
+    let rows: Vec<Vec<(f32, u8)>> = w
+        .par_chunks(cols)
+        .map(|row| row.chunks(group).enumerate().map(|(g, w)| clip_group(w, &tokens, g * group, quant)).collect())
+        .collect();
     let (max, index) = rows.into_iter().flatten().unzip();
     Clips { max, index }
 }

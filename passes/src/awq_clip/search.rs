@@ -262,7 +262,8 @@ impl<'a> Tile<'a> {
         let start: Vec<f32> = self.judge(b, linear, &incumbent).into_iter().map(|l| l[0]).collect();
         let mut least = start.clone();
         for step in moves {
-            let candidates: Vec<Vec<Range>> = (0..self.rows).map(|r| self.candidates(r * self.groups() + b, *step)).collect();
+            let candidates: Vec<Vec<Range>> =
+                (0..self.rows).map(|r| self.candidates(r * self.groups() + b, *step)).collect();
             let losses = self.judge(b, linear, &candidates);
             for (r, (ranges, losses)) in candidates.iter().zip(losses).enumerate() {
                 for (range, loss) in ranges.iter().zip(losses) {
@@ -317,7 +318,9 @@ impl<'a> Tile<'a> {
                 kernel::clipped_errors(&self.w[at..at + n], ranges, self.plan.quant, delta);
             }
             product(View::new(delta, rows, n), View::new(block, n, n), image, n, Into::Replace);
-            for (i, (delta, image)) in delta.chunks(tries * n).zip(image.chunks(tries * n)).take(candidates.len()).enumerate() {
+            for (i, (delta, image)) in
+                delta.chunks(tries * n).zip(image.chunks(tries * n)).take(candidates.len()).enumerate()
+            {
                 let linear = linear.map_or(&[][..], |l| &l[(first + i) * n..(first + i + 1) * n]);
                 let mut losses = vec![0.0; tries];
                 kernel::forms(delta, image, linear, &mut losses);

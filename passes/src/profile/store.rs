@@ -89,7 +89,10 @@ impl Executor for Replaying<'_> {
 /// When their number or a number of channels differs, or a part is missing.
 pub fn check(region: &Region, taps: &[ValueId], stats: &[InputStats]) -> Result<(), ExecError> {
     let wrong = |what: String| {
-        Err(ExecError::Unavailable(format!("the statistics of region {} do not fit: {what}; calibrate again", region.name)))
+        Err(ExecError::Unavailable(format!(
+            "the statistics of region {} do not fit: {what}; calibrate again",
+            region.name
+        )))
     };
     if stats.len() != taps.len() {
         return wrong(format!("{} linear inputs are expected, there are {}", taps.len(), stats.len()));
@@ -117,7 +120,8 @@ pub fn to_tensors(stats: &[InputStats]) -> Vec<(String, Tensor)> {
         put("tokens", vec![2], vec![(s.tokens >> 20) as f32, (s.tokens & 0xf_ffff) as f32]);
         put("mean_abs", vec![c], s.mean_abs.clone());
         put("max_abs", vec![c], s.max_abs.clone());
-        let lower: Vec<f32> = s.gram.chunks(c.max(1)).enumerate().flat_map(|(r, row)| row[..=r].iter().copied()).collect();
+        let lower: Vec<f32> =
+            s.gram.chunks(c.max(1)).enumerate().flat_map(|(r, row)| row[..=r].iter().copied()).collect();
         put("gram", vec![lower.len()], lower);
         put("sample", vec![s.sample.len() / c.max(1), c], s.sample.clone());
     }
@@ -134,7 +138,9 @@ pub fn from_tensors(mut get: impl FnMut(&str) -> Option<Tensor>) -> Result<Vec<I
         let i = out.len();
         let Some(tokens) = get(&format!("{i}.tokens")) else { return Ok(out) };
         let wrong = |name: &str, want: String| {
-            ExecError::Tensor(format!("the saved statistics are damaged: tensor `{i}.{name}` must have {want}; calibrate again"))
+            ExecError::Tensor(format!(
+                "the saved statistics are damaged: tensor `{i}.{name}` must have {want}; calibrate again"
+            ))
         };
         let mut need = |name: &str| get(&format!("{i}.{name}")).ok_or_else(|| wrong(name, "been saved".into()));
         let (mean_abs, max_abs, lower, sample) = (need("mean_abs")?, need("max_abs")?, need("gram")?, need("sample")?);

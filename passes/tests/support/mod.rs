@@ -1,5 +1,5 @@
 //! What the tests of this crate share: a naive evaluator in f64, and an executor over it with made-up weights.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 pub mod eval;
 

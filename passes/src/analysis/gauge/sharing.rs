@@ -68,7 +68,11 @@ fn collect(region: &Region, w: WeightId, rows: Rows, out: &mut Vec<(Name, Rows)>
         WeightExpr::Transpose(of) => collect(region, *of, None, out),
         WeightExpr::Cat { axis, parts } => {
             let rows = if *axis == 0 { None } else { rows };
-            parts.iter().fold(true, |known, p| collect(region, *p, rows, out) && known)
+            let mut known = true;
+            for part in parts {
+                known &= collect(region, *part, rows, out);
+            }
+            known
         }
     }
 }
