@@ -3,7 +3,7 @@
 //! Arithmetic is f32. A float weight is rounded once, to its own element type; a float term below `quant` is not
 //! rounded at all, so that quantization sees what the passes computed.
 
-use awqc_ir::{DataId, DataRef, Group, Quant, Region, TensorSource, Type, WeightExpr, WeightId};
+use awqc_ir::{DataId, DataRef, Elem, Group, Quant, Region, Stored, TensorSource, Type, WeightExpr, WeightId};
 use awqc_passes::rtn::{self, Codes};
 use awqc_passes::{ExecError, Tensor};
 use rayon::prelude::*;
@@ -55,6 +55,9 @@ pub fn realize(region: &Region, weight: WeightId, source: &dyn TensorSource) -> 
     let mut out = cx.term(weight)?;
     if let Realized::Float { data, .. } = &mut out {
         let elem = region.weight(weight).ty.elem;
+        if elem == Elem::F32 || cx.stored_as(weight, elem) {
+            return Ok(out);
+        }
         data.par_chunks_mut(1 << 16).for_each(|part| part.iter_mut().for_each(|v| *v = elem.round(*v)));
         if let Some(at) = data.iter().position(|v| !v.is_finite()) {
             return Err(cx.error(weight, format!("element {at} is {} after rounding to {elem}: it does not fit that type", data[at])));
@@ -141,6 +144,13 @@ impl Cx<'_> {
             return Err(self.error(id, format!("tensor `{name}` holds {} at element {at}: the checkpoint is damaged", data[at])));
         }
         Ok(Realized::Float { shape: info.shape, data })
+    }
+
+    /// Whether a weight is a checkpoint tensor of this element type: rounding would change nothing.
+    fn stored_as(&self, id: WeightId, elem: Elem) -> bool {
+        let WeightExpr::Source(name) = &self.region.weight(id).expr else { return false };
+        let stored = self.source.info(&self.region.tensor_name(name)).map(|i| i.stored);
+        matches!((stored, elem), (Some(Stored::F16), Elem::F16) | (Some(Stored::Bf16), Elem::Bf16))
     }
 
     fn float(&self, id: WeightId) -> Result<(Vec<usize>, Vec<f32>), ExecError> {

@@ -20,6 +20,9 @@ pub enum Logits {
     Last,
 }
 
+/// What [`Session::trace`] calls.
+type Observer<'a> = dyn FnMut(&Region, Tensor) -> Result<(), ExecError> + 'a;
+
 /// A prepared module and the state of a generation.
 pub struct Session<B: ExecBackend = Host> {
     regions: Vec<Prepared<B>>,
@@ -86,7 +89,7 @@ impl<B: ExecBackend> Session<B> {
     /// # Errors
     /// As there, and when the sequences differ in length or their number differs from the one at the last reset.
     pub fn forward_batch(&mut self, ids: &[&[i32]], logits: Logits) -> Result<Tensor, ExecError> {
-        self.trace(ids, logits, &mut |_, _| Ok(()))
+        self.advance(ids, logits, None)
     }
 
     /// As [`Session::forward_batch`]; shows the first value of the stream at the exit of every region but the last: the
@@ -100,6 +103,10 @@ impl<B: ExecBackend> Session<B> {
         logits: Logits,
         observe: &mut dyn FnMut(&Region, Tensor) -> Result<(), ExecError>,
     ) -> Result<Tensor, ExecError> {
+        self.advance(ids, logits, Some(observe))
+    }
+
+    fn advance(&mut self, ids: &[&[i32]], logits: Logits, observe: Option<&mut Observer<'_>>) -> Result<Tensor, ExecError> {
         let out = self.step(ids, logits, observe);
         match &out {
             Ok(_) => self.past += ids.first().map_or(0, |s| s.len()),
@@ -108,12 +115,7 @@ impl<B: ExecBackend> Session<B> {
         out
     }
 
-    fn step(
-        &mut self,
-        ids: &[&[i32]],
-        logits: Logits,
-        observe: &mut dyn FnMut(&Region, Tensor) -> Result<(), ExecError>,
-    ) -> Result<Tensor, ExecError> {
+    fn step(&mut self, ids: &[&[i32]], logits: Logits, mut observe: Option<&mut Observer<'_>>) -> Result<Tensor, ExecError> {
         let (batch, seq) = (ids.len(), ids.first().map_or(0, |s| s.len()));
         if batch == 0 || seq == 0 || ids.iter().any(|s| s.len() != seq) {
             return Err(ExecError::Unavailable("a batch needs at least one token, and sequences of one length".into()));
@@ -135,7 +137,7 @@ impl<B: ExecBackend> Session<B> {
             }
             stream = interpreter.run(region, weights, inputs, Some(caches), &mut |_, _| Ok(()))?;
             stream.extend(rest);
-            if let (true, Some(first)) = (i != last, stream.first()) {
+            if let (true, Some(first), Some(observe)) = (i != last, stream.first(), &mut observe) {
                 observe(region, first.to_tensor()?)?;
             }
         }

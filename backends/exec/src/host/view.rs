@@ -59,7 +59,9 @@ mod tests {
         let t = tensor(data, vec![10, 100]);
         assert!(matches!(floats(&t), Cow::Borrowed(_)));
         let shared = t.clone();
-        assert_ne!(take(shared).as_ptr(), at, "a shared tensor must not be written to");
-        assert_eq!(take(t).as_ptr(), at);
+        let copy = take(shared);
+        assert_ne!(copy.as_ptr(), at, "a shared tensor must not be written to");
+        let own = take(t);
+        assert_eq!(own.as_ptr(), at);
     }
 }

@@ -14,7 +14,7 @@ use awqc_ir::op::Op;
 use awqc_ir::{FusedDef, NodeId, Operand, Region, TensorSource, ValueId, WeightId};
 use awqc_passes::{ExecError, Tensor};
 use burn_backend::tensor::{Device, FloatTensor, IntTensor};
-use burn_backend::{Backend, Shape, TensorData, TensorMetadata, try_read_sync};
+use burn_backend::{Backend, DType, Shape, TensorData, TensorMetadata, try_read_sync};
 
 pub use backend::ExecBackend;
 pub use bind::bind;
@@ -62,7 +62,12 @@ impl<B: Backend> Val<B> {
         };
         let data = data.ok_or_else(|| ExecError::Unavailable("the device cannot be read synchronously".into()))?;
         let data = data.map_err(|e| ExecError::Unavailable(format!("reading from the device failed: {e}")))?;
-        Ok(Tensor { shape, data: data.iter::<f32>().collect() })
+        let data = match data.dtype {
+            // The vector itself, where the backend gives one.
+            DType::F32 => data.into_vec::<f32>().map_err(|e| ExecError::Unavailable(format!("reading from the device failed: {e:?}")))?,
+            _ => data.iter::<f32>().collect(),
+        };
+        Ok(Tensor { shape, data })
     }
 }
 
