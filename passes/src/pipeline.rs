@@ -115,7 +115,12 @@ fn print_value(out: &mut String, value: &Json) {
         Json::String(s) if !s.is_empty() && s.chars().all(in_word) && !s.starts_with('-') && word(s) == *value => {
             out.push_str(s)
         }
-        Json::Null | Json::Bool(_) | Json::Number(_) | Json::String(_) => out.push_str(&value.to_string()),
+        // Rust's own form of a float is the shortest that reads back the same.
+        Json::Number(n) => match n.as_f64().filter(|_| n.is_f64()) {
+            Some(float) => out.push_str(&format!("{float:?}")),
+            None => out.push_str(&n.to_string()),
+        },
+        Json::Null | Json::Bool(_) | Json::String(_) => out.push_str(&value.to_string()),
         Json::Array(items) => {
             out.push('[');
             for (i, item) in items.iter().enumerate() {

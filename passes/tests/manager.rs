@@ -1,5 +1,7 @@
 //! The pass manager and the registry: order, checks, hooks, and what they say when something is wrong.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::sync::Arc;

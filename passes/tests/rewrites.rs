@@ -154,7 +154,7 @@ fn lines_that_the_results_do_not_need_are_context() {
 fn outlining_is_refused_unless_contained_and_convex() {
     // The activated gate is used again.
     let done = apply(GATE, "%s = silu %x\n%m = mul %s, %y\n%z = add %m, %s\nreturn %z");
-    assert_eq!(missed(&done), ["gate at %m: %s is also used outside (not contained)"]);
+    assert_eq!(missed(&done), ["gate at %m: %s is also used outside of the fused nodes (not contained)"]);
     assert!(done.module.fused.is_empty(), "a refused outline leaves no definition behind");
     // It is returned.
     let done = apply(GATE, "%s = silu %x\n%m = mul %s, %y\nreturn %m, %s");
@@ -166,7 +166,7 @@ fn outlining_is_refused_unless_contained_and_convex() {
       produce { %a, %b = fused @pair(%x, %u) }
     }"#;
     let done = apply(rule, "%a = relu %x\n%t = silu %a\n%b = mul %a, %t\nreturn %b");
-    assert_eq!(missed(&done), ["pair at %b: %t is computed after the first use of the results (not convex)"]);
+    assert_eq!(missed(&done), ["pair at %b: %t depends on the fused nodes and is needed by them (not convex)"]);
     // With the other operand from elsewhere it is fine, also where a use stands in between.
     let done = apply(rule, "%a = relu %x\n%t = silu %a\n%b = mul %a, %y\n%c = add %b, %t\nreturn %c");
     let want = ["%a, %b = fused @pair(%x, %y)", "%t = silu %a", "%c = add %b, %t", "return %c"];

@@ -43,7 +43,6 @@
 //! With no Rust at all, the same rule in a file of its own becomes a pass through [`crate::Registry::with_rewrites`].
 
 mod matcher;
-mod outline;
 pub mod parallel_linear;
 mod parse;
 pub mod patch;

@@ -4,9 +4,7 @@
 //! the nodes are *contained* (no interior value is used outside), *convex* (nothing outside lies between them) and
 //! *non-overlapping* (each is still there). A refused patch leaves the region's function as it was.
 
-use awqc_ir::{Def, FusedDef, Name, NodeId, Op, Operand, Region, Uses, ValueId, op};
-
-use super::outline::define;
+use awqc_ir::{Def, FusedDef, Name, NodeId, Op, Operand, Region, Uses, ValueId, outline};
 
 /// A change to a region.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,58 +79,19 @@ impl Patch {
 
 impl Outline {
     fn apply(&self, region: &mut Region, fused: &mut Vec<FusedDef>) -> Result<(), String> {
-        let order = positions(region);
-        let at = |node: NodeId| order.get(node.index()).copied().flatten();
-        let mut inside = Vec::new();
-        for node in &self.nodes {
-            inside.push((at(*node).ok_or("one of its nodes is part of another fusion")?, *node));
-        }
-        inside.sort_unstable();
-        inside.dedup();
-        let uses = Uses::of(region);
-        let outside_uses =
-            |value: ValueId| uses.nodes(value).iter().map(|(n, _)| *n).filter(|n| !self.nodes.contains(n));
-        let end = region.order().len();
-        let (mut first_use, mut escapes) = (end, None);
-        for (_, node) in &inside {
-            for value in &region.node(*node).results {
-                if self.results.contains(value) {
-                    first_use = outside_uses(*value).filter_map(at).fold(first_use, usize::min);
-                } else if uses.is_result(*value) || outside_uses(*value).next().is_some() {
-                    escapes = escapes.or(Some(*value));
+        let operands: Vec<Operand> = self.operands.iter().map(|(_, o)| *o).collect();
+        let known = fused.len();
+        outline(region, fused, &self.kernel, &self.nodes, &operands, &self.results).map_err(|e| e.to_string())?;
+        // A new definition speaks in the rule's names, not in those of the place where it was found first.
+        if let Some(def) = fused.get_mut(known) {
+            let params = def.body.params().to_vec();
+            for (param, (name, _)) in params.into_iter().zip(&self.operands) {
+                match param {
+                    Operand::Value(v) => def.body.rename_value(v, name.clone()),
+                    Operand::Weight(w) => def.body.rename_weight(w, Some(name.clone())),
                 }
             }
         }
-        if let Some(value) = escapes {
-            return Err(format!("%{} is also used outside (not contained)", region.value(value).name));
-        }
-        // Once every operand is there and before the first use: in this program order nothing can lie between.
-        let (mut ready, mut last_operand) = (0, None);
-        for (_, operand) in &self.operands {
-            if let Some(value) = operand.value()
-                && let Def::Result(node, _) = region.value(value).def
-            {
-                let position = at(node).map_or(end, |p| p + 1);
-                if position > ready {
-                    (ready, last_operand) = (position, Some(value));
-                }
-            }
-        }
-        if ready > first_use {
-            let name = last_operand.map_or_else(Name::default, |v| region.value(v).name.clone());
-            return Err(format!("%{name} is computed after the first use of the results (not convex)"));
-        }
-        let place = inside.last().map_or(ready, |(p, _)| *p).min(first_use).max(ready);
-        let nodes: Vec<NodeId> = inside.iter().map(|(_, n)| *n).collect();
-        let callee = define(&self.kernel, region, &nodes, &self.operands, &self.results, fused)?;
-        let operands = self.operands.iter().map(|(_, o)| *o).collect();
-        let names: Vec<Name> = self.results.iter().map(|r| region.value(*r).name.clone()).collect();
-        let call = insert_at(region, place, Op::Fused(op::Fused { callee }), operands, &names, fused)?;
-        let made = region.node(call).results.clone();
-        for (old, new) in self.results.iter().zip(made) {
-            region.replace_value(*old, new);
-        }
-        nodes.into_iter().for_each(|n| region.remove(n));
         Ok(())
     }
 }
