@@ -342,6 +342,9 @@ proptest! {
         let module = module(&lists, repeat);
         let mut text: Vec<char> = print(&module).chars().collect();
         for (at, kind, from) in cuts {
+            if text.is_empty() {
+                break;
+            }
             let at = at.index(text.len());
             let other = text[from.index(text.len())];
             match kind {
