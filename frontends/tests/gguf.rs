@@ -205,6 +205,24 @@ fn gains_that_were_stored_plus_one_are_restored() {
 }
 
 #[test]
+fn a_shared_table_has_one_type() {
+    // Most numbers are half precision; the embedding, which is the head as well, is presented as f32 like all others.
+    let mut g = llama_gguf();
+    g.tensors.retain(|(n, ..)| n != "output.weight");
+    for (_, shape, ty, bytes) in g.tensors.iter_mut().filter(|(_, s, ..)| s.len() == 2) {
+        *ty = 1;
+        *bytes = vec![0; shape.iter().product::<u64>() as usize * 2];
+    }
+    let text = awqc_ir::print(&import(&g).unwrap().module);
+    let of = |name: &str| -> Vec<String> {
+        let lines = text.lines().filter(|l| l.contains(name));
+        lines.map(|l| l.rsplit(": ").next().unwrap().to_owned()).collect()
+    };
+    assert_eq!(of("model.embed_tokens.weight"), ["f16[10,12]", "f16[10,12]"]);
+    assert_eq!(of("model.norm.weight"), ["f32[12]"]);
+}
+
+#[test]
 fn transposed_matrices_are_restored() {
     let keys = [
         ("block_count", "n_layer"),

@@ -63,7 +63,9 @@ pub(crate) fn instantiate(
     }
     let mut module = parsed
         .map_err(|e| ImportError::text(path, format!("the template arch/{} cannot be filled in: {e}", family.file)))?;
-    let mut fit = Fit { view: &view, scheme, used: BTreeSet::new(), problems: Vec::new(), missing: BTreeSet::new() };
+    let tables = module.regions.iter().flat_map(tables).collect();
+    let mut fit =
+        Fit { view: &view, scheme, used: BTreeSet::new(), problems: Vec::new(), missing: BTreeSet::new(), tables };
     for region in &mut module.regions {
         fit.region(region);
     }
@@ -104,6 +106,8 @@ struct Fit<'a> {
     scheme: Option<Scheme>,
     used: BTreeSet<String>,
     missing: BTreeSet<String>,
+    /// Tensors that some region looks rows up in: they have one type wherever they are used.
+    tables: BTreeSet<String>,
     problems: Vec<String>,
 }
 
@@ -154,7 +158,9 @@ impl Fit<'_> {
             ));
             return;
         }
-        retype(region, id, elem, closure);
+        if !self.tables.contains(name) {
+            retype(region, id, elem, closure);
+        }
     }
 
     /// Checks the tensors that depend on the configuration.
@@ -217,8 +223,16 @@ fn is_linear(region: &Region, id: WeightId) -> bool {
     !inside && uses().filter(|(_, _, w)| *w == Some(id)).all(|(n, i, _)| i == 1 && matches!(n.op, Op::Linear(_)))
 }
 
-/// Gives a source the element type that it is stored in, so that nothing is rounded, wherever its type is not also
-/// the type of values (a table's rows) or bound to those of other terms.
+/// The tensors that the region looks rows up in. The type of a table is that of the rows, and so of the values that
+/// flow through the model.
+fn tables(region: &Region) -> Vec<String> {
+    let nodes = region.nodes().filter(|(_, n)| matches!(n.op, Op::Embedding(_)));
+    let weights = nodes.flat_map(|(_, n)| n.operands.iter().filter_map(|o| o.weight()));
+    weights.flat_map(|w| region.sources(w)).map(|relative| region.tensor_name(&relative)).collect()
+}
+
+/// Gives a source the element type that it is stored in, so that nothing is rounded, wherever its type is not bound to
+/// those of other terms.
 fn retype(region: &mut Region, id: WeightId, elem: Elem, closure: &[WeightId]) {
     if region.weight(id).ty.elem == elem {
         return;
@@ -233,14 +247,6 @@ fn retype(region: &mut Region, id: WeightId, elem: Elem, closure: &[WeightId]) {
             return;
         }
         chain.push(parent);
-    }
-    let table = |w: &WeightId| {
-        region
-            .nodes()
-            .any(|(_, n)| matches!(n.op, Op::Embedding(_)) && n.operands.iter().any(|o| o.weight() == Some(*w)))
-    };
-    if chain.iter().any(table) {
-        return;
     }
     for w in chain {
         let weight = region.weight(w).clone();
