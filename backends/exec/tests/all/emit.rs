@@ -197,11 +197,10 @@ fn refused(old: &str, new: &str) -> String {
 #[test]
 fn hf_awq_says_what_it_cannot_express() {
     let q = "$q   = \"q.weight\"   : f16[24,24]";
-    let joined = refused(q, "$q   = cat.0(\"q1.weight\", \"q2.weight\", \"q3.weight\") : f16[24,24]");
-    let joined = if joined.contains("joins 3") { joined } else { panic!("{joined}") };
-    assert!(joined.contains("`layers.0.q1.weight`"));
+    let joined = refused(q, "$q1 = \"q1.weight\" : f16[8,24]\n  $q2 = \"q2.weight\" : f16[8,24]\n  $q3 = \"q3.weight\" : f16[8,24]\n  $q = cat.0($q1, $q2, $q3) : f16[24,24]");
+    assert!(joined.contains("joins 3") && joined.contains("`layers.0.q1.weight`"), "{joined}");
     assert!(refused(q, "$q   = transpose(\"q.weight\") : f16[24,24]").contains("Conv1D"));
-    assert!(refused(q, "$q   = rows(\"qkv.weight\", 0, 24) : f16[24,24]").contains("part of tensor"));
+    assert!(refused(q, "$w = \"qkv.weight\" : f16[48,24]\n  $q = rows($w, 0, 24) : f16[24,24]").contains("part of tensor"));
     assert!(refused(q, "$q   = quant(\"q.weight\") : u3g8[24,24]").contains("4-bit"));
     assert!(refused(q, "$q   = quant(\"q.weight\") : u4g7[24,24]").contains("whole groups"));
     assert!(refused(q, "$q   = quant(\"q.kernel\") : u4g8[24,24]").contains("`.weight`"));

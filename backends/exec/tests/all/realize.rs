@@ -56,9 +56,11 @@ fn every_float_term() {
   $i = mul.1("a", tie(#t, 1, 2)) : f16[2,4]
   $w = div.1("a", within(#u, 2, 4)) : f16[2,4]
   $o = offset("a", -1.5) : f16[2,4]
-  $c = cat.0("a", "b") : f16[4,4]
-  $e = cat.1("a", "b") : f16[2,8]
-  $r = rows(cat.0("a", "b"), 1, 2) : f16[2,4]
+  $a = "a" : f16[2,4]
+  $b = "b" : f16[2,4]
+  $c = cat.0($a, $b) : f16[4,4]
+  $e = cat.1($a, $b) : f16[2,8]
+  $r = rows($c, 1, 2) : f16[2,4]
   $x = transpose("a") : f16[4,2]"#,
     );
     set(&mut r, 0, &[1.0, 10.0, 100.0, 0.5]);
@@ -81,7 +83,7 @@ fn clip_limits_each_group() {
     let mut r = region(
         r#"  #lo = data "lo" : f32[2,2]
   #hi = data "hi" : f32[2,2]
-  $c = clip("b", #lo, #hi, 3) : f16[2,4]"#,
+  $c = clip("b", #lo, #hi, g3) : f16[2,4]"#,
     );
     set(&mut r, 0, &[-0.5, 0.0, -2.0, 0.0]);
     set(&mut r, 1, &[0.5, 0.25, 4.0, 1.0]);
