@@ -84,13 +84,19 @@ fn an_autoawq_folder_is_written_and_read_back() {
     let dir = scratch();
     let (model, ids) = (golden("llama"), golden("llama/expected.safetensors"));
     let (reference, hf) = (path(&dir, "reference"), path(&dir, "hf"));
-    assert_eq!(awqc(&compile(&model, &ids, &reference, &[])).code, 0);
+    // 16 does not divide the 72 channels of the attention's output, which this format cannot hold …
     let done = awqc(&compile(&model, &ids, &hf, &["--target", "hf-awq"]));
-    assert_eq!(done.code, 0, "{}", done.err);
-    let config: Json = serde_json::from_slice(&fs::read(Path::new(&hf).join("config.json")).expect("a config")).expect("JSON");
+    assert!(done.code == 3 && done.err.contains("o_proj") && !Path::new(&hf).exists(), "{}", done.err);
+    // … 8 does.
+    for (target, out) in [("reference", &reference), ("hf-awq", &hf)] {
+        let done = awqc(&["compile", &model, "--target", target, "--group", "8", "--calib-ids", &ids, "-o", out, "-q"]);
+        assert_eq!(done.code, 0, "{}", done.err);
+    }
+    let config: Json =
+        serde_json::from_slice(&fs::read(Path::new(&hf).join("config.json")).expect("a config")).expect("JSON");
     let quantization = &config["quantization_config"];
     assert_eq!((&quantization["quant_method"], &quantization["bits"]), (&"awq".into(), &4.into()));
-    assert_eq!((&quantization["group_size"], &quantization["version"]), (&16.into(), &"gemm".into()));
+    assert_eq!((&quantization["group_size"], &quantization["version"]), (&8.into(), &"gemm".into()));
     // The same codes, unfused: the same function, up to the rounding of norms and embedding to f16.
     let eval = json(&["eval", &hf, "--ids", &ids, "--against", &reference, "--json", "-q"]);
     assert!(eval["kl_divergence"].as_f64().expect("a number") < 1e-4, "{eval}");
@@ -174,7 +180,8 @@ fn damaged_checkpoints_are_named() {
     verify("model.safetensors");
     fs::write(broken.join("model.safetensors"), &weights).expect("written");
     let config = fs::read_to_string(broken.join("config.json")).expect("a config");
-    fs::write(broken.join("config.json"), config.replace("\"intermediate_size\": 80", "\"intermediate_size\": 96")).expect("written");
+    fs::write(broken.join("config.json"), config.replace("\"intermediate_size\": 80", "\"intermediate_size\": 96"))
+        .expect("written");
     verify("mlp.");
     fs::write(broken.join("config.json"), config.replace("LlamaForCausalLM", "NovelForCausalLM")).expect("written");
     assert_eq!(awqc(&["verify", broken.to_str().expect("UTF-8")]).code, 3);
@@ -206,7 +213,7 @@ fn explain_says_what_was_done_and_what_was_not() {
     let done = awqc(&["explain", &golden("llama"), "--pass", "fuse-rope"]);
     assert_eq!(done.code, 0, "{}", done.err);
     assert!(done.out.contains("@0") && done.out.contains("applied"), "{}", done.out);
-    let done = awqc(&["explain", &golden("qwen3"), "--pass", "fuse-rope"]);
+    let done = awqc(&["explain", &golden("opt"), "--pass", "fuse-swiglu"]);
     assert!(done.out.contains("missed") || done.out.contains("nothing"), "{}", done.out);
 }
 
@@ -227,8 +234,31 @@ fn rules_come_from_a_file_without_rust() {
 
 #[test]
 fn listings_name_what_there_is() {
-    for (args, expect) in [(["passes", "--json"], "awq-scale"), (["targets", "--json"], "hf-awq"), (["archs", "--json"], "LlamaForCausalLM")] {
+    for (args, expect) in [
+        (["passes", "--json"], "awq-scale"),
+        (["targets", "--json"], "hf-awq"),
+        (["archs", "--json"], "LlamaForCausalLM"),
+    ] {
         assert!(json(&args).to_string().contains(expect), "{args:?}");
         assert!(awqc(&args[..1]).out.contains(expect), "{args:?}");
     }
+}
+
+#[test]
+fn examples_run_and_the_documentation_shows_them() {
+    let example = |name: &str, args: &[&str]| {
+        let all = [&["run", "--quiet", "--example", name, "--"], args].concat();
+        let out = Command::new(env!("CARGO")).args(all).current_dir(env!("CARGO_MANIFEST_DIR")).output().expect("cargo runs");
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).expect("UTF-8")
+    };
+    let own = example("custom_fusion", &["opt", &golden("qwen2"), "--passes", "fuse-attention-out", "--check-each"]);
+    assert!(own.contains("fused @attention_out"), "{own}");
+    let facts = example("inspect_ir", &["examples/block.awqir"]);
+    assert!(facts.contains("linear") && facts.contains("free scales: ln1 -> q, k, v (48 free)"), "{facts}");
+
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/write-a-pass.md")).expect("the page");
+    let code = fs::read_to_string(root.join("examples/custom_fusion.rs")).expect("the example");
+    assert!(page.contains(code.trim()), "docs/write-a-pass.md does not show examples/custom_fusion.rs as it is");
 }

@@ -52,7 +52,8 @@ fn random_scales_at_every_site_leave_the_logits_alone() {
         assert!(tried > 0 || name == "opt-post-norm", "{name}: no site");
         let as_f32 = text_in_f32(&module);
         let mut logits = Vec::new();
-        stream::stream(&as_f32, source.as_ref(), &expected.ids(), &Control::new(), &mut |chunk| {
+        let as_f32 = awqc::ir::verify::verify(&as_f32).unwrap_or_else(|e| panic!("{name}: {e}"));
+        stream::stream(as_f32, source.as_ref(), &expected.ids(), &Control::new(), &mut |chunk| {
             logits.extend(chunk.logits.data);
             Ok(())
         })

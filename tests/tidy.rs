@@ -119,6 +119,8 @@ fn model_names_stay_in_arch_files() {
         }
         for (line, code) in code(&text) {
             let lower = code.to_lowercase();
+            // `opt` is also a word of the template language.
+            let lower = lower.replace("`opt`", "").replace("\"opt\"", "");
             let words = lower.split(|c: char| !c.is_ascii_alphanumeric());
             let named = words.into_iter().any(|w| families.iter().any(|f| f == w));
             if named || code.contains("_proj") || code.contains("self_attn") {

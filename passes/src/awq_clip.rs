@@ -4,16 +4,17 @@
 
 mod search;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
-use awqc_ir::{Data, DataId, Quant, Region, WeightExpr, WeightId};
+use awqc_ir::{Data, DataId, Quant, Region, ValueId, WeightExpr, WeightId};
 use serde::{Deserialize, Serialize};
 
-use crate::analysis::linears::{LinearUse, feeds_attention_scores, label, quantizable};
+use crate::analysis::linears::{LinearUse, feeds_attention_scores, label, quantizable, weights};
 use crate::awq::reference;
 use crate::awq_scale::{Mode, target};
 use crate::exec::Tensor;
-use crate::facts::InputStats;
+use crate::facts::{Facts, InputStats};
 use crate::pass::{Changed, Fidelity, Pass, PassCx, PassError};
 use crate::quantize::GroupOption;
 use crate::remark::RemarkKind;
@@ -149,17 +150,14 @@ The clip search of the AWQ authors' program (arXiv 2306.00978), there symmetric,
                 .push(RemarkKind::Missed, "nothing will be quantized: add `quantize` to the pipeline, or set bits");
             return Ok(Changed::No);
         };
-        let mut done: Vec<WeightId> = Vec::new();
+        let linears = quantizable(region);
         let mut changed = Changed::No;
-        for l in quantizable(region) {
-            if done.contains(&l.weight) {
-                continue;
-            }
-            done.push(l.weight);
+        for weight in weights(&linears) {
             if !cx.budget.allows() {
                 break;
             }
-            if self.clip(region, &l, quant, cx)? == Changed::Yes {
+            let uses: Vec<LinearUse> = linears.iter().filter(|l| l.weight == weight).copied().collect();
+            if self.clip(region, weight, &uses, quant, cx)? == Changed::Yes {
                 cx.budget.spend();
                 changed = Changed::Yes;
             }
@@ -169,33 +167,30 @@ The clip search of the AWQ authors' program (arXiv 2306.00978), there symmetric,
 }
 
 impl AwqClip {
+    /// Clips one weight, given the linears that use it.
     fn clip(
         &self,
         region: &mut Region,
-        l: &LinearUse,
+        weight: WeightId,
+        uses: &[LinearUse],
         quant: Quant,
         cx: &mut PassCx<'_>,
     ) -> Result<Changed, PassError> {
-        let name = label(region, l.weight);
-        let missed = |why: &str| (RemarkKind::Missed, format!("{name}: {why}"));
-        if self.options.skip == Skip::Scores && feeds_attention_scores(region, l) {
-            let (kind, message) = missed("ends in the queries or keys of an attention");
-            cx.remarks.push(kind, message);
+        let name = label(region, weight);
+        if self.options.skip == Skip::Scores && uses.iter().any(|l| feeds_attention_scores(region, l)) {
+            cx.remarks.push(RemarkKind::Missed, format!("{name}: ends in the queries or keys of an attention"));
             return Ok(Changed::No);
         }
-        let Some(stats) = cx.facts.inputs.get(&l.input).filter(|s| s.tokens > 0) else {
-            let (kind, message) = missed("no statistics of its input: put `profile` before this pass");
-            cx.remarks.push(kind, message);
-            return Ok(Changed::No);
+        let numbers = cx.exec.realize(region, weight)?;
+        let (rows, cols) = (numbers.rows(), numbers.cols());
+        let stats = match inputs(uses, cols, cx.facts) {
+            Ok(stats) => stats,
+            Err(why) => {
+                cx.remarks.push(RemarkKind::Missed, format!("{name}: {why}"));
+                return Ok(Changed::No);
+            }
         };
-        let weight = cx.exec.realize(region, l.weight)?;
-        let (rows, cols) = (weight.rows(), weight.cols());
-        if cols == 0 || stats.gram.len() != cols * cols {
-            let (kind, message) = missed("the statistics of its input have another size");
-            cx.remarks.push(kind, message);
-            return Ok(Changed::No);
-        }
-        let ty = region.weight(l.weight).ty.clone();
+        let ty = region.weight(weight).ty.clone();
         let bounds = match self.options.mode {
             Mode::Search => {
                 let plan = Plan {
@@ -207,9 +202,9 @@ impl AwqClip {
                     max_shrink: self.options.max_shrink as f32,
                     sweeps: self.options.sweeps,
                 };
-                search(&weight.data, cols, &stats.gram, &plan)
+                search(&numbers.data, cols, &gram(&stats), &plan)
             }
-            Mode::Reference => published(&weight, stats, quant),
+            Mode::Reference => published(&numbers, &stats, quant),
         };
         cx.remarks.count("weights", 1.0);
         cx.remarks.record(serde_json::json!({
@@ -220,7 +215,7 @@ impl AwqClip {
         let shape = vec![rows as u64, quant.group.count(cols) as u64];
         let lo = add(region, "lo", format!("lower bounds of {name}"), &shape, bounds.lo);
         let hi = add(region, "hi", format!("upper bounds of {name}"), &shape, bounds.hi);
-        region.wrap_weight(l.weight, ty, |of| WeightExpr::Clip { of, lo, hi, group: quant.group });
+        region.wrap_weight(weight, ty, |of| WeightExpr::Clip { of, lo, hi, group: quant.group });
         Ok(Changed::Yes)
     }
 }
@@ -230,10 +225,45 @@ fn add(region: &mut Region, base: &str, label: String, shape: &[u64], values: Ve
     region.add_data(Data { name, label: label.into(), shape: shape.to_vec(), values: Some(Arc::from(values)) })
 }
 
+/// The statistics of the distinct inputs of `uses`, each of `cols` channels, or why they will not do.
+fn inputs<'f>(uses: &[LinearUse], cols: usize, facts: &'f Facts) -> Result<Vec<&'f InputStats>, &'static str> {
+    let mut values: Vec<ValueId> = uses.iter().map(|l| l.input).collect();
+    values.sort_unstable();
+    values.dedup();
+    let mut out = Vec::new();
+    for value in values {
+        match facts.inputs.get(&value) {
+            None => return Err("no statistics of its input: put `profile` before this pass"),
+            Some(s) if cols == 0 || s.gram.len() != cols * cols => {
+                return Err("the statistics of its input have another size");
+            }
+            Some(s) if s.tokens == 0 => {}
+            Some(s) => out.push(s),
+        }
+    }
+    if out.is_empty() { Err("no calibration token came by") } else { Ok(out) }
+}
+
+/// The Gram matrix over the tokens of all inputs.
+fn gram<'f>(stats: &[&'f InputStats]) -> Cow<'f, [f32]> {
+    match stats {
+        [] => Cow::Borrowed(&[]),
+        [one] => Cow::Borrowed(&one.gram),
+        [first, rest @ ..] => {
+            let mut sum = first.gram.clone();
+            for s in rest {
+                sum.iter_mut().zip(&s.gram).for_each(|(a, b)| *a += b);
+            }
+            Cow::Owned(sum)
+        }
+    }
+}
+
 /// The published bounds, from the sampled tokens. The losses are not part of that search and stay unknown.
-fn published(weight: &Tensor, stats: &InputStats, quant: Quant) -> Bounds {
+fn published(weight: &Tensor, stats: &[&InputStats], quant: Quant) -> Bounds {
     const SAMPLE: usize = 512;
-    let found = reference::clip_search(&weight.data, &stats.sample, weight.cols(), quant, SAMPLE);
+    let tokens: Vec<f32> = stats.iter().flat_map(|s| &s.sample).copied().collect();
+    let found = reference::clip_search(&weight.data, &tokens, weight.cols(), quant, SAMPLE);
     let lo = found.max.iter().map(|m| -m).collect();
     Bounds { lo, hi: found.max, before: None, after: None }
 }

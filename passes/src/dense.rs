@@ -49,7 +49,7 @@ fn extent(rows: usize, cols: usize, stride: usize) -> usize {
 
 /// Whether a product replaces or adds to what is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Into {
+pub enum Put {
     /// `out = a b`.
     Replace,
     /// `out += a b`.
@@ -60,15 +60,15 @@ pub enum Into {
 ///
 /// # Panics
 /// When the shapes do not fit each other or the slices: a fault of the caller, not of data.
-pub fn product(a: View<'_>, b: View<'_>, out: &mut [f32], stride: usize, into: Into) {
+pub fn product(a: View<'_>, b: View<'_>, out: &mut [f32], stride: usize, put: Put) {
     assert!(a.cols == b.rows && a.fits() && b.fits(), "the factors do not fit");
     assert!(extent(a.rows, b.cols, stride) <= out.len(), "the product does not fit its place");
     if a.rows == 0 || b.cols == 0 {
         return;
     }
-    let alpha = match into {
-        Into::Replace => 0.0,
-        Into::Add => 1.0,
+    let alpha = match put {
+        Put::Replace => 0.0,
+        Put::Add => 1.0,
     };
     // SAFETY: the three slices hold every element that the shapes and strides reach, as asserted above, and `out` is
     // borrowed mutably, so it does not overlap the factors.
@@ -80,7 +80,7 @@ pub fn product(a: View<'_>, b: View<'_>, out: &mut [f32], stride: usize, into: I
             out.as_mut_ptr(),
             1,
             stride as isize,
-            into == Into::Add,
+            put == Put::Add,
             a.data.as_ptr(),
             1,
             a.stride as isize,
@@ -103,7 +103,7 @@ pub fn matmul(a: View<'_>, b: View<'_>) -> Vec<f32> {
     if b.cols > 0 {
         out.par_chunks_mut(TILE * b.cols).enumerate().for_each(|(t, out)| {
             let rows = out.len() / b.cols;
-            product(a.block(t * TILE, 0, rows, a.cols), b, out, b.cols, Into::Replace);
+            product(a.block(t * TILE, 0, rows, a.cols), b, out, b.cols, Put::Replace);
         });
     }
     out
@@ -120,10 +120,10 @@ pub fn quadratic(d: View<'_>, gram: &[f32], scratch: &mut Vec<f32>) -> Vec<f64> 
         let n = BLOCK.min(c - start);
         // Twice the part above the diagonal block, once the block itself.
         if start > 0 {
-            product(d.block(0, 0, d.rows, start), g.block(0, start, start, n), scratch, n, Into::Replace);
+            product(d.block(0, 0, d.rows, start), g.block(0, start, start, n), scratch, n, Put::Replace);
             add_dots(d.block(0, start, d.rows, n), scratch, 2.0, &mut sums);
         }
-        product(d.block(0, start, d.rows, n), g.block(start, start, n, n), scratch, n, Into::Replace);
+        product(d.block(0, start, d.rows, n), g.block(start, start, n, n), scratch, n, Put::Replace);
         add_dots(d.block(0, start, d.rows, n), scratch, 1.0, &mut sums);
     }
     sums
@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn add_adds_to_a_strided_place() {
         let mut out = vec![1.0; 8];
-        product(View::new(&[2.0, 3.0], 2, 1), View::new(&[10.0, 100.0], 1, 2), &mut out, 5, Into::Add);
+        product(View::new(&[2.0, 3.0], 2, 1), View::new(&[10.0, 100.0], 1, 2), &mut out, 5, Put::Add);
         assert_eq!(out, [21.0, 201.0, 1.0, 1.0, 1.0, 31.0, 301.0, 1.0]);
     }
 

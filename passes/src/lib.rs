@@ -28,8 +28,8 @@ pub mod rtn;
 
 pub use exec::{ExecError, Executor, Tensor};
 pub use facts::{Facts, InputStats};
-pub use pass::{Budget, Changed, Fidelity, Pass, PassCx, PassError};
-pub use remark::{Remark, RemarkKind, Remarks};
 pub use manager::{Manager, ManagerError, ModuleCx, RegionReport};
+pub use pass::{Budget, Changed, Fidelity, Pass, PassCx, PassError};
 pub use pipeline::{Pipeline, PipelineError};
 pub use registry::{DynPass, PassInfo, Registry};
+pub use remark::{Remark, RemarkKind, Remarks};

@@ -49,7 +49,8 @@ def make(name, config, dtype, root, seed):
     model = model.to(dtype)
     folder = os.path.join(root, name)
     model.save_pretrained(folder)
-    model = model.float()
+    # Loaded afresh: `float()` would keep what `to(dtype)` rounded besides the weights, the rotary frequencies.
+    model = T.AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32, attn_implementation="eager").eval()
     ids = torch.randint(3, 160, (2, 12))
     with torch.no_grad():
         out = model(ids, output_hidden_states=True, use_cache=False)

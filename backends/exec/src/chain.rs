@@ -9,7 +9,12 @@ use crate::interp::Val;
 use crate::interp::ops::shape::narrow;
 
 /// A module's inputs for `ids`, `[batch, ids.len()/batch]`, at positions from `past`.
-pub(crate) fn start<B: Backend>(ids: Vec<i32>, batch: usize, past: usize, device: &Device<B>) -> Result<Vec<Val<B>>, ExecError> {
+pub(crate) fn start<B: Backend>(
+    ids: Vec<i32>,
+    batch: usize,
+    past: usize,
+    device: &Device<B>,
+) -> Result<Vec<Val<B>>, ExecError> {
     let seq = ids.len() / batch.max(1);
     let end = past.checked_add(seq).and_then(|e| i32::try_from(e).ok());
     let Some(end) = end else {
@@ -21,10 +26,17 @@ pub(crate) fn start<B: Backend>(ids: Vec<i32>, batch: usize, past: usize, device
 
 /// Splits the stream into the inputs of `region` and what stays behind its results. Inputs that the results replace
 /// are handed over, so that kernels may reuse their memory.
-pub(crate) fn enter<B: Backend>(mut stream: Vec<Val<B>>, region: &Region) -> Result<(Vec<Val<B>>, Vec<Val<B>>), ExecError> {
+pub(crate) fn enter<B: Backend>(
+    mut stream: Vec<Val<B>>,
+    region: &Region,
+) -> Result<(Vec<Val<B>>, Vec<Val<B>>), ExecError> {
     let (params, results) = (region.value_params().count(), region.results().len());
     if params > stream.len() {
-        return Err(ExecError::Tensor(format!("region {} takes {params} values, the stream has {}", region.name, stream.len())));
+        return Err(ExecError::Tensor(format!(
+            "region {} takes {params} values, the stream has {}",
+            region.name,
+            stream.len()
+        )));
     }
     let rest = stream.split_off(results.min(stream.len()));
     let missing = params.saturating_sub(stream.len());
@@ -68,7 +80,13 @@ pub(crate) fn rowwise(region: &Region, fused: &[FusedDef]) -> bool {
 }
 
 /// Positions `start..start+len` of a region's inputs.
-pub(crate) fn positions<B: Backend>(region: &Region, inputs: &[Val<B>], sequence: &Name, start: usize, len: usize) -> Vec<Val<B>> {
+pub(crate) fn positions<B: Backend>(
+    region: &Region,
+    inputs: &[Val<B>],
+    sequence: &Name,
+    start: usize,
+    len: usize,
+) -> Vec<Val<B>> {
     let cut = |(id, val): (ValueId, &Val<B>)| {
         let axis = region.value(id).ty.shape.iter().position(|d| *d == Dim::Sym(sequence.clone()));
         match (axis, val) {

@@ -27,7 +27,10 @@ pub struct Control {
 
 impl fmt::Debug for Control {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Control").field("interrupt", &self.interrupt).field("progress", &self.progress.is_some()).finish()
+        f.debug_struct("Control")
+            .field("interrupt", &self.interrupt)
+            .field("progress", &self.progress.is_some())
+            .finish()
     }
 }
 

@@ -151,7 +151,11 @@ fn finite(val: &Val<Host>) -> bool {
 fn float_of<'a>(region: &Region, id: ValueId, val: &'a Val<Host>) -> Result<std::borrow::Cow<'a, [f32]>, ExecError> {
     match val {
         Val::Float(t) => Ok(floats(t)),
-        Val::Int(_) => Err(ExecError::Tensor(format!("region {}: %{} holds integers and has no statistics", region.name, region.value(id).name))),
+        Val::Int(_) => Err(ExecError::Tensor(format!(
+            "region {}: %{} holds integers and has no statistics",
+            region.name,
+            region.value(id).name
+        ))),
     }
 }
 
@@ -163,7 +167,9 @@ impl Executor for HostExecutor {
 
     fn profile(&mut self, region: &Region, fused: &[FusedDef], taps: &[ValueId]) -> Result<Vec<InputStats>, ExecError> {
         if self.streams.is_empty() {
-            return Err(ExecError::Unavailable("there is no calibration stream: give calibration tokens, or leave out the passes that profile".into()));
+            return Err(ExecError::Unavailable(
+                "there is no calibration stream: give calibration tokens, or leave out the passes that profile".into(),
+            ));
         }
         let is_last = self.last.as_ref() == Some(&region.name);
         let ran = if is_last { chain::prune(region, taps) } else { region.clone() };
@@ -210,7 +216,9 @@ impl Executor for HostExecutor {
         self.sample = Some((region.name.clone(), sample));
         let done: BTreeMap<ValueId, InputStats> = statistics.into_iter().map(|(id, s)| (id, s.finish())).collect();
         let stats = |tap: &ValueId| {
-            done.get(tap).cloned().ok_or_else(|| ExecError::Tensor(format!("region {}: a tap names a value that is never computed", region.name)))
+            done.get(tap).cloned().ok_or_else(|| {
+                ExecError::Tensor(format!("region {}: a tap names a value that is never computed", region.name))
+            })
         };
         taps.iter().map(stats).collect()
     }

@@ -60,7 +60,10 @@ pub fn realize(region: &Region, weight: WeightId, source: &dyn TensorSource) -> 
         }
         data.par_chunks_mut(1 << 16).for_each(|part| part.iter_mut().for_each(|v| *v = elem.round(*v)));
         if let Some(at) = data.iter().position(|v| !v.is_finite()) {
-            return Err(cx.error(weight, format!("element {at} is {} after rounding to {elem}: it does not fit that type", data[at])));
+            return Err(cx.error(
+                weight,
+                format!("element {at} is {} after rounding to {elem}: it does not fit that type", data[at]),
+            ));
         }
     }
     Ok(out)
@@ -85,10 +88,14 @@ impl Cx<'_> {
             WeightExpr::Packed { tensor, layout } => {
                 let (quant, rows, cols) = self.matrix(id, &weight.ty)?;
                 let stem = self.region.tensor_name(tensor);
-                Realized::Quant(layout::read(self.source, &stem, *layout, quant, rows, cols).map_err(|e| ExecError::Tensor(e.0))?)
+                Realized::Quant(
+                    layout::read(self.source, &stem, *layout, quant, rows, cols).map_err(|e| ExecError::Tensor(e.0))?,
+                )
             }
             WeightExpr::Param(at) => {
-                return Err(self.error(id, format!("it is parameter {at} of a fused body and has numbers only inside a call")));
+                return Err(
+                    self.error(id, format!("it is parameter {at} of a fused body and has numbers only inside a call"))
+                );
             }
             WeightExpr::Mul { axis, of, by } => self.scaled(id, *axis, *of, *by, |w, s| w * s)?,
             WeightExpr::Div { axis, of, by } => self.scaled(id, *axis, *of, *by, |w, s| w / s)?,
@@ -138,10 +145,13 @@ impl Cx<'_> {
         }
         let data = self.source.read_f32(name).map_err(|e| ExecError::Tensor(e.0))?;
         if data.len() != info.shape.iter().product::<usize>() {
-            return Err(self.error(id, format!("tensor `{name}` holds {} numbers, its shape is {:?}", data.len(), info.shape)));
+            return Err(
+                self.error(id, format!("tensor `{name}` holds {} numbers, its shape is {:?}", data.len(), info.shape))
+            );
         }
         if let Some(at) = data.iter().position(|v| !v.is_finite()) {
-            return Err(self.error(id, format!("tensor `{name}` holds {} at element {at}: the checkpoint is damaged", data[at])));
+            return Err(self
+                .error(id, format!("tensor `{name}` holds {} at element {at}: the checkpoint is damaged", data[at])));
         }
         Ok(Realized::Float { shape: info.shape, data })
     }
@@ -163,10 +173,18 @@ impl Cx<'_> {
     fn data(&self, id: WeightId, data: DataId) -> Result<&[f32], ExecError> {
         let entry = self.region.data(data);
         let values = entry.values.as_deref().ok_or_else(|| {
-            self.error(id, format!("#{} ({}) has no numbers: give the sidecar that belongs to this module", entry.name, entry.label))
+            self.error(
+                id,
+                format!(
+                    "#{} ({}) has no numbers: give the sidecar that belongs to this module",
+                    entry.name, entry.label
+                ),
+            )
         })?;
         if values.len() as u64 != entry.shape.iter().product::<u64>() {
-            return Err(self.error(id, format!("#{} has {} numbers, its shape is {:?}", entry.name, values.len(), entry.shape)));
+            return Err(
+                self.error(id, format!("#{} has {} numbers, its shape is {:?}", entry.name, values.len(), entry.shape))
+            );
         }
         Ok(values)
     }
@@ -178,14 +196,25 @@ impl Cx<'_> {
     fn matrix(&self, id: WeightId, ty: &Type) -> Result<(Quant, usize, usize), ExecError> {
         match (ty.elem.quant(), ty.const_shape().as_deref()) {
             (Some(quant), Some(&[rows, cols])) => Ok((quant, rows, cols)),
-            (None, _) | (_, Some(_) | None) => Err(self.error(id, format!("a quantized weight must be a quantized matrix, this is {ty}"))),
+            (None, _) | (_, Some(_) | None) => {
+                Err(self.error(id, format!("a quantized weight must be a quantized matrix, this is {ty}")))
+            }
         }
     }
 
-    fn scaled(&self, id: WeightId, axis: usize, of: WeightId, by: DataRef, f: fn(f32, f32) -> f32) -> Result<Realized, ExecError> {
+    fn scaled(
+        &self,
+        id: WeightId,
+        axis: usize,
+        of: WeightId,
+        by: DataRef,
+        f: fn(f32, f32) -> f32,
+    ) -> Result<Realized, ExecError> {
         let (shape, mut data) = self.float(of)?;
         let entries = self.data(id, by.id)?;
-        let Some(&channels) = shape.get(axis) else { return Err(self.error(id, format!("the term has no axis {axis}"))) };
+        let Some(&channels) = shape.get(axis) else {
+            return Err(self.error(id, format!("the term has no axis {axis}")));
+        };
         let inner: usize = shape[axis + 1..].iter().product();
         if by.map.len(entries.len() as u64) != channels as u64 {
             return Err(self.error(id, format!("{} factors do not cover {channels} channels", entries.len())));
@@ -207,7 +236,9 @@ impl Cx<'_> {
         }
         match data.iter().all(|v| v.is_finite()) {
             true => Ok(Realized::Float { shape, data }),
-            false => Err(self.error(id, format!("scaling by #{} makes a number infinite", self.region.data(by.id).name))),
+            false => {
+                Err(self.error(id, format!("scaling by #{} makes a number infinite", self.region.data(by.id).name)))
+            }
         }
     }
 
@@ -226,7 +257,9 @@ impl Cx<'_> {
                         all.scales.extend(part.scales);
                         all.zeros.extend(part.zeros);
                     }
-                    Some(_) => return Err(self.error(id, "quantized parts must agree in type and concatenate along axis 0")),
+                    Some(_) => {
+                        return Err(self.error(id, "quantized parts must agree in type and concatenate along axis 0"));
+                    }
                 },
             }
         }
@@ -262,7 +295,8 @@ fn quantize(data: &[f32], rows: usize, cols: usize, quant: Quant) -> Codes {
         .par_chunks((QUANT_ROWS * cols).max(1))
         .map(|block| rtn::quantize(block, block.len() / cols.max(1), cols, quant))
         .collect();
-    let mut out = Codes { quant, rows, cols, codes: Vec::with_capacity(data.len()), scales: Vec::new(), zeros: Vec::new() };
+    let mut out =
+        Codes { quant, rows, cols, codes: Vec::with_capacity(data.len()), scales: Vec::new(), zeros: Vec::new() };
     for block in blocks {
         out.codes.extend(block.codes);
         out.scales.extend(block.scales);
@@ -320,7 +354,8 @@ fn cat_floats(axis: usize, parts: &[(Vec<usize>, Vec<f32>)]) -> Option<Realized>
     let mut shape = first.clone();
     *shape.get_mut(axis)? = 0;
     for (part, _) in parts {
-        let fits = part.len() == shape.len() && part.iter().zip(first).enumerate().all(|(i, (a, b))| i == axis || a == b);
+        let fits =
+            part.len() == shape.len() && part.iter().zip(first).enumerate().all(|(i, (a, b))| i == axis || a == b);
         if !fits {
             return None;
         }

@@ -106,7 +106,12 @@ impl<B: ExecBackend> Session<B> {
         self.advance(ids, logits, Some(observe))
     }
 
-    fn advance(&mut self, ids: &[&[i32]], logits: Logits, observe: Option<&mut Observer<'_>>) -> Result<Tensor, ExecError> {
+    fn advance(
+        &mut self,
+        ids: &[&[i32]],
+        logits: Logits,
+        observe: Option<&mut Observer<'_>>,
+    ) -> Result<Tensor, ExecError> {
         let out = self.step(ids, logits, observe);
         match &out {
             Ok(_) => self.past += ids.first().map_or(0, |s| s.len()),
@@ -115,13 +120,21 @@ impl<B: ExecBackend> Session<B> {
         out
     }
 
-    fn step(&mut self, ids: &[&[i32]], logits: Logits, mut observe: Option<&mut Observer<'_>>) -> Result<Tensor, ExecError> {
+    fn step(
+        &mut self,
+        ids: &[&[i32]],
+        logits: Logits,
+        mut observe: Option<&mut Observer<'_>>,
+    ) -> Result<Tensor, ExecError> {
         let (batch, seq) = (ids.len(), ids.first().map_or(0, |s| s.len()));
         if batch == 0 || seq == 0 || ids.iter().any(|s| s.len() != seq) {
             return Err(ExecError::Unavailable("a batch needs at least one token, and sequences of one length".into()));
         }
         if self.past > 0 && batch != self.batch {
-            return Err(ExecError::Unavailable(format!("the session holds {} sequences, {batch} are given: reset it first", self.batch)));
+            return Err(ExecError::Unavailable(format!(
+                "the session holds {} sequences, {batch} are given: reset it first",
+                self.batch
+            )));
         }
         self.batch = batch;
         let interpreter = Interpreter::<B> { fused: &self.fused, device: &self.device };

@@ -175,7 +175,8 @@ fn pass(
 
 /// Rows of logits in one chunk: fixed by the vocabulary alone.
 fn chunk_rows(region: &Region) -> usize {
-    let vocab = region.results().first().and_then(|r| region.value(*r).ty.shape.last()).and_then(Dim::as_const).unwrap_or(1);
+    let vocab =
+        region.results().first().and_then(|r| region.value(*r).ty.shape.last()).and_then(Dim::as_const).unwrap_or(1);
     (CHUNK_BYTES / (4 * vocab.max(1))).clamp(1, 128) as usize
 }
 

@@ -7,14 +7,16 @@
 //! turn, which takes errors of different groups of correlated channels against each other.
 //!
 //! The first sweep tries the whole grid for each end, later ones look around what they find: that comes within a percent
-//! of trying everything every time, at a third of the cost. Candidates of many rows are judged by one matrix product. Tiles of rows are independent of each other and
-//! run in parallel; within a tile everything happens in a fixed order.
+//! of trying everything every time, at a third of the cost.
+//!
+//! Candidates of many rows are judged by one matrix product. Tiles of rows are independent of each other and run in
+//! parallel; within a tile everything happens in a fixed order.
 
 use awqc_ir::{Elem, Quant};
 use rayon::prelude::*;
 
 use super::{Scope, Shape};
-use crate::dense::{Into, View, product, quadratic};
+use crate::dense::{Put, View, product, quadratic};
 use crate::rtn::kernel;
 
 /// Rows of a tile.
@@ -203,7 +205,7 @@ impl<'a> Tile<'a> {
         let gram = View::new(self.gram, cols, cols);
         let mut d = self.error(&self.bounds.clone());
         let mut p = vec![0.0; rows * cols];
-        product(View::new(&d, rows, cols), gram, &mut p, cols, Into::Replace);
+        product(View::new(&d, rows, cols), gram, &mut p, cols, Put::Replace);
         let mut change = Vec::new();
         let mut linear = Vec::new();
         for sweep in 0..self.plan.sweeps {
@@ -215,7 +217,7 @@ impl<'a> Tile<'a> {
                 let own = View::new(&d, rows, cols).block(0, start, rows, n);
                 linear.clear();
                 linear.resize(rows * n, 0.0);
-                product(own, View::new(&self.blocks[b], n, n), &mut linear, n, Into::Replace);
+                product(own, View::new(&self.blocks[b], n, n), &mut linear, n, Put::Replace);
                 for (l, p) in linear.chunks_mut(n).zip(p.chunks(cols)) {
                     l.iter_mut().zip(&p[start..start + n]).for_each(|(l, p)| *l = p - *l);
                 }
@@ -233,7 +235,7 @@ impl<'a> Tile<'a> {
                         *d = new;
                     }
                 }
-                product(View::new(&change, rows, n), gram.block(start, 0, n, cols), &mut p, cols, Into::Add);
+                product(View::new(&change, rows, n), gram.block(start, 0, n, cols), &mut p, cols, Put::Add);
             }
         }
     }
@@ -317,7 +319,7 @@ impl<'a> Tile<'a> {
                 let at = r * self.cols + start;
                 kernel::clipped_errors(&self.w[at..at + n], ranges, self.plan.quant, delta);
             }
-            product(View::new(delta, rows, n), View::new(block, n, n), image, n, Into::Replace);
+            product(View::new(delta, rows, n), View::new(block, n, n), image, n, Put::Replace);
             for (i, (delta, image)) in
                 delta.chunks(tries * n).zip(image.chunks(tries * n)).take(candidates.len()).enumerate()
             {

@@ -114,7 +114,10 @@ impl HfAwq {
                     None => self.quant = Some(codes.quant),
                     Some(q) if q == codes.quant => {}
                     Some(q) => {
-                        return Err(EmitError::Unsupported(format!("`{name}` is {}, others are {q}: this format has one quantization for all", codes.quant)));
+                        return Err(EmitError::Unsupported(format!(
+                            "`{name}` is {}, others are {q}: this format has one quantization for all",
+                            codes.quant
+                        )));
                     }
                 }
                 let parts = layout::pack(&codes, Layout::AwqGemm)
@@ -146,7 +149,9 @@ impl HfAwq {
 /// The module of a linear's weight: the tensor's name without `.weight`.
 fn module_name(tensor: &str) -> Result<&str, EmitError> {
     tensor.strip_suffix(".weight").ok_or_else(|| {
-        EmitError::Unsupported(format!("tensor `{tensor}` is quantized but its name does not end in `.weight`, which this format requires"))
+        EmitError::Unsupported(format!(
+            "tensor `{tensor}` is quantized but its name does not end in `.weight`, which this format requires"
+        ))
     })
 }
 
@@ -157,7 +162,11 @@ fn source_name(region: &Region, id: WeightId) -> Result<String, EmitError> {
     let weight = region.weight(id).name.as_deref().unwrap_or("(unnamed)");
     let refuse = |why: String| EmitError::Unsupported(format!("weight ${weight} of region {}: {why}", region.name));
     let [source] = sources.as_slice() else {
-        let why = format!("it joins {} ({}); this format keeps the source's tensors: leave out the passes that join weights", names.len(), names.join(", "));
+        let why = format!(
+            "it joins {} ({}); this format keeps the source's tensors: leave out the passes that join weights",
+            names.len(),
+            names.join(", ")
+        );
         return Err(refuse(why));
     };
     let full = region.tensor_name(source);
@@ -165,10 +174,14 @@ fn source_name(region: &Region, id: WeightId) -> Result<String, EmitError> {
     for term in region.weight_closure(&[id]) {
         match &region.weight(term).expr {
             WeightExpr::Transpose(_) => {
-                return Err(refuse(format!("tensor `{full}` is stored [in,out] (Conv1D), this format's loaders expect [out,in] linears: use the target `reference`")));
+                return Err(refuse(format!(
+                    "tensor `{full}` is stored [in,out] (Conv1D), this format's loaders expect [out,in] linears: use the target `reference`"
+                )));
             }
             WeightExpr::Rows { .. } | WeightExpr::Cat { .. } => {
-                return Err(refuse(format!("it is a part of tensor `{full}`; this format keeps whole tensors: use the target `reference`")));
+                return Err(refuse(format!(
+                    "it is a part of tensor `{full}`; this format keeps whole tensors: use the target `reference`"
+                )));
             }
             WeightExpr::Offset { by, .. } => offset += by,
             WeightExpr::Source(_)
@@ -182,7 +195,9 @@ fn source_name(region: &Region, id: WeightId) -> Result<String, EmitError> {
         }
     }
     if offset != 0.0 {
-        return Err(refuse(format!("tensor `{full}` is stored with another offset than it is used with: use the target `reference`")));
+        return Err(refuse(format!(
+            "tensor `{full}` is stored with another offset than it is used with: use the target `reference`"
+        )));
     }
     Ok(full)
 }
@@ -250,7 +265,11 @@ impl Emitter for HfAwq {
         let tensor_bytes = shards.iter().map(Writer::bytes).sum();
         let mut map = BTreeMap::new();
         for (i, shard) in shards.into_iter().enumerate() {
-            let file = if count == 1 { "model.safetensors".to_owned() } else { format!("model-{:05}-of-{count:05}.safetensors", i + 1) };
+            let file = if count == 1 {
+                "model.safetensors".to_owned()
+            } else {
+                format!("model-{:05}-of-{count:05}.safetensors", i + 1)
+            };
             map.extend(shard.names().map(|n| (n.to_owned(), Json::from(file.as_str()))));
             shard.finish(&dir.join(&file), &[("format", "pt")])?;
             files.push(file);

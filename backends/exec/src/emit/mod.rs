@@ -58,7 +58,9 @@ pub enum EmitError {
 
 fn hint(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ": free some space, or give an output folder on another disk",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            ": free some space, or give an output folder on another disk"
+        }
         io::ErrorKind::PermissionDenied => ": give an output folder that you may write to",
         _ => "",
     }

@@ -6,7 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use awqc_ir::{Elem, FusedDef, Layout, Module, Operand, Region, RegionName, Type, Verified, WeightExpr, WeightId, print, verify};
+use awqc_ir::{
+    Elem, FusedDef, Layout, Module, Operand, Region, RegionName, Type, Verified, WeightExpr, WeightId, print, verify,
+};
 use awqc_passes::rtn::Codes;
 
 use super::{EmitCx, EmitError, Emitted, Emitter, ExtraFile, Writer, encode, write, write_extra};
@@ -67,8 +69,9 @@ impl Reference {
         let full = out.tensor_name(&name);
         match realized {
             Realized::Float { shape, data } => {
-                let tensor = encode(ty.elem, shape, &data)
-                    .map_err(|at| EmitError::Unsupported(format!("tensor `{full}`: element {at} does not fit {}", ty.elem)))?;
+                let tensor = encode(ty.elem, shape, &data).map_err(|at| {
+                    EmitError::Unsupported(format!("tensor `{full}`: element {at} does not fit {}", ty.elem))
+                })?;
                 self.writer.add(&full, &tensor)?;
                 out.set_weight(id, WeightExpr::Source(name.into()), Type::new(ty.elem, ty.shape));
             }
@@ -126,7 +129,8 @@ impl Emitter for Reference {
 
     fn finish(self: Box<Self>, module: Verified<'_>) -> Result<Emitted, EmitError> {
         let Self { dir, writer, regions, extra, .. } = *self;
-        let out = Module { regions, fused: module.fused.iter().map(packed_signature).collect(), ..Module::clone(&module) };
+        let out =
+            Module { regions, fused: module.fused.iter().map(packed_signature).collect(), ..Module::clone(&module) };
         verify(&out).map_err(|e| EmitError::Unsupported(format!("the stored module does not verify:\n{e}")))?;
         let tensor_bytes = writer.bytes();
         writer.finish(&dir.join(Self::WEIGHTS), &[("format", "awqc")])?;

@@ -66,11 +66,14 @@ impl Writer {
         let body = &mut self.bodies[index];
         let file = match &mut body.file {
             Some(file) => file,
-            None => body.file.insert(BufWriter::with_capacity(1 << 20, File::create(&body.path).map_err(at(&body.path))?)),
+            None => {
+                body.file.insert(BufWriter::with_capacity(1 << 20, File::create(&body.path).map_err(at(&body.path))?))
+            }
         };
         file.write_all(&tensor.bytes).map_err(at(&body.path))?;
         let len = tensor.bytes.len() as u64;
-        let entry = Entry { stored: tensor.info.stored, shape: tensor.info.shape.clone(), body: index, start: body.len, len };
+        let entry =
+            Entry { stored: tensor.info.stored, shape: tensor.info.shape.clone(), body: index, start: body.len, len };
         self.entries.insert(name.to_owned(), entry);
         body.len += len;
         Ok(())
@@ -94,7 +97,10 @@ impl Writer {
         }
         for (name, e) in &self.entries {
             let start = bases[e.body] + e.start;
-            header.insert(name.clone(), json!({"dtype": dtype(e.stored), "shape": e.shape, "data_offsets": [start, start + e.len]}));
+            header.insert(
+                name.clone(),
+                json!({"dtype": dtype(e.stored), "shape": e.shape, "data_offsets": [start, start + e.len]}),
+            );
         }
         let mut header = Json::Object(header).to_string().into_bytes();
         header.resize(header.len().next_multiple_of(8), b' ');
@@ -107,7 +113,10 @@ impl Writer {
             let mut bytes = File::open(&body.path).map_err(at(&body.path))?;
             let copied = io::copy(&mut bytes, &mut out).map_err(at(path))?;
             if copied != body.len {
-                return Err(at(&body.path)(io::Error::new(io::ErrorKind::UnexpectedEof, "the temporary file was changed")));
+                return Err(at(&body.path)(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "the temporary file was changed",
+                )));
             }
             std::fs::remove_file(&body.path).map_err(at(&body.path))?;
         }

@@ -68,7 +68,16 @@ pub(super) fn sdpa(
         }
     };
     let (heads, kv_heads) = (op.heads as usize, op.kv_heads as usize);
-    let head = Heads { op, heads, share: heads / kv_heads, width: key_channels / kv_heads, out: channels / kv_heads, key_channels, channels, seq };
+    let head = Heads {
+        op,
+        heads,
+        share: heads / kv_heads,
+        width: key_channels / kv_heads,
+        out: channels / kv_heads,
+        key_channels,
+        channels,
+        seq,
+    };
     let row = heads * head.out;
     let mut out = vec![0.0; batch * seq * row];
     if !out.is_empty() {

@@ -41,7 +41,17 @@ fn span(rows: usize, cols: usize, row: usize, col: usize) -> usize {
 /// # Panics
 /// When a slice is shorter than its matrix, or rows of the destination overlap.
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn product(m: usize, n: usize, k: usize, out: &mut [f32], stride: usize, into: Into, a: Mat<'_>, b: Mat<'_>, factor: f32) {
+pub(crate) fn product(
+    m: usize,
+    n: usize,
+    k: usize,
+    out: &mut [f32],
+    stride: usize,
+    into: Into,
+    a: Mat<'_>,
+    b: Mat<'_>,
+    factor: f32,
+) {
     assert!(out.len() >= span(m, n, stride, 1), "the destination is too short");
     assert!(stride >= n || m <= 1, "rows of the destination overlap");
     let out = Target(out.as_mut_ptr());
@@ -77,7 +87,17 @@ impl Target {
     /// # Panics
     /// When `a` or `b` is shorter than its matrix.
     #[allow(clippy::too_many_arguments)]
-    unsafe fn product(self, m: usize, n: usize, k: usize, stride: usize, into: Into, a: Mat<'_>, b: Mat<'_>, factor: f32) {
+    unsafe fn product(
+        self,
+        m: usize,
+        n: usize,
+        k: usize,
+        stride: usize,
+        into: Into,
+        a: Mat<'_>,
+        b: Mat<'_>,
+        factor: f32,
+    ) {
         assert!(a.data.len() >= span(m, k, a.row, a.col), "the left matrix is too short");
         assert!(b.data.len() >= span(k, n, b.row, b.col), "the right matrix is too short");
         // SAFETY: the assertions bound every address of the inputs that the strides can form, the caller bounds those

@@ -39,7 +39,11 @@ fn with_last(shape: &[usize], last: usize) -> Vec<usize> {
 impl ExecBackend for Host {
     type Cache = HostCache;
 
-    fn op_embedding(op: &Embedding, table: FloatTensor<Self>, ids: IntTensor<Self>) -> Result<FloatTensor<Self>, String> {
+    fn op_embedding(
+        op: &Embedding,
+        table: FloatTensor<Self>,
+        ids: IntTensor<Self>,
+    ) -> Result<FloatTensor<Self>, String> {
         let (shape, rows) = (ids.shape().to_vec(), shape_of(&table));
         let ids = embedding::read_ints::<Self>(ids)?;
         let (count, width) = (rows.first().copied().unwrap_or(0), rows.get(1).copied().unwrap_or(0));
@@ -69,17 +73,33 @@ impl ExecBackend for Host {
         tensor(data, shape)
     }
 
-    fn op_layer_norm(op: &LayerNorm, x: FloatTensor<Self>, g: Option<&FloatTensor<Self>>, b: Option<&FloatTensor<Self>>) -> FloatTensor<Self> {
+    fn op_layer_norm(
+        op: &LayerNorm,
+        x: FloatTensor<Self>,
+        g: Option<&FloatTensor<Self>>,
+        b: Option<&FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
         let shape = shape_of(&x);
         let mut data = take(x);
-        norm::layer(&mut data, shape.last().copied().unwrap_or(1), op.eps as f32, g.map(floats).as_deref(), b.map(floats).as_deref());
+        norm::layer(
+            &mut data,
+            shape.last().copied().unwrap_or(1),
+            op.eps as f32,
+            g.map(floats).as_deref(),
+            b.map(floats).as_deref(),
+        );
         tensor(data, shape)
     }
 
     fn op_rope(op: &Rope, x: FloatTensor<Self>, cos: &FloatTensor<Self>, sin: &FloatTensor<Self>) -> FloatTensor<Self> {
         let shape = shape_of(&x);
         let mut data = take(x);
-        let turn = rotate::Turn { cos: &floats(cos), sin: &floats(sin), heads: op.heads as usize, interleaved: op.interleaved };
+        let turn = rotate::Turn {
+            cos: &floats(cos),
+            sin: &floats(sin),
+            heads: op.heads as usize,
+            interleaved: op.interleaved,
+        };
         turn.apply(&mut data, shape[1], shape[2]);
         tensor(data, shape)
     }

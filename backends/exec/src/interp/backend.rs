@@ -17,7 +17,11 @@ pub trait ExecBackend: Backend {
     ///
     /// # Errors
     /// When an index, `offset` added, is outside the table.
-    fn op_embedding(op: &Embedding, table: FloatTensor<Self>, ids: IntTensor<Self>) -> Result<FloatTensor<Self>, String> {
+    fn op_embedding(
+        op: &Embedding,
+        table: FloatTensor<Self>,
+        ids: IntTensor<Self>,
+    ) -> Result<FloatTensor<Self>, String> {
         ops::embedding::embed::<Self>(op, table, ids)
     }
 
@@ -32,7 +36,12 @@ pub trait ExecBackend: Backend {
     }
 
     /// `(x − mean) / sqrt(var + eps) · g + b`.
-    fn op_layer_norm(op: &LayerNorm, x: FloatTensor<Self>, g: Option<&FloatTensor<Self>>, b: Option<&FloatTensor<Self>>) -> FloatTensor<Self> {
+    fn op_layer_norm(
+        op: &LayerNorm,
+        x: FloatTensor<Self>,
+        g: Option<&FloatTensor<Self>>,
+        b: Option<&FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
         ops::norm::layer_norm::<Self>(op, x, g, b)
     }
 

@@ -12,13 +12,21 @@ use awqc_passes::ExecError;
 pub fn bind(region: &Region, shapes: &[Vec<usize>]) -> Result<BTreeMap<Name, usize>, ExecError> {
     let params: Vec<_> = region.value_params().collect();
     if params.len() != shapes.len() {
-        return Err(ExecError::Tensor(format!("region {} takes {} inputs, {} are given", region.name, params.len(), shapes.len())));
+        return Err(ExecError::Tensor(format!(
+            "region {} takes {} inputs, {} are given",
+            region.name,
+            params.len(),
+            shapes.len()
+        )));
     }
     let mut dims = BTreeMap::new();
     for (id, shape) in params.iter().zip(shapes) {
         let value = region.value(*id);
         let wrong = || {
-            ExecError::Tensor(format!("input %{} of region {} is {}, the given tensor has shape {shape:?}", value.name, region.name, value.ty))
+            ExecError::Tensor(format!(
+                "input %{} of region {} is {}, the given tensor has shape {shape:?}",
+                value.name, region.name, value.ty
+            ))
         };
         if value.ty.rank() != shape.len() {
             return Err(wrong());

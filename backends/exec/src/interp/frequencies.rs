@@ -110,7 +110,14 @@ mod tests {
 
     #[test]
     fn yarn_interpolates_slow_pairs_only() {
-        let scaling = RopeScaling::Yarn { factor: 4.0, original: 2048.0, beta_fast: 32.0, beta_slow: 1.0, attention: 1.25, truncate: true };
+        let scaling = RopeScaling::Yarn {
+            factor: 4.0,
+            original: 2048.0,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            attention: 1.25,
+            truncate: true,
+        };
         let (plain, _) = frequencies(&table(64, 10000.0, None), 1);
         let (f, m) = frequencies(&table(64, 10000.0, Some(scaling)), 1);
         close(m, 1.25);

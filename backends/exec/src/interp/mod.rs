@@ -64,7 +64,9 @@ impl<B: Backend> Val<B> {
         let data = data.map_err(|e| ExecError::Unavailable(format!("reading from the device failed: {e}")))?;
         let data = match data.dtype {
             // The vector itself, where the backend gives one.
-            DType::F32 => data.into_vec::<f32>().map_err(|e| ExecError::Unavailable(format!("reading from the device failed: {e:?}")))?,
+            DType::F32 => data
+                .into_vec::<f32>()
+                .map_err(|e| ExecError::Unavailable(format!("reading from the device failed: {e:?}")))?,
             _ => data.iter::<f32>().collect(),
         };
         Ok(Tensor { shape, data })
@@ -175,7 +177,13 @@ enum Arg<B: Backend> {
 }
 
 impl<B: ExecBackend> Frame<'_, '_, B> {
-    fn run(&mut self, region: &Region, weights: &Weights<B>, inputs: Vec<Val<B>>, observe: &mut Observer<'_, B>) -> Result<Vec<Val<B>>, ExecError> {
+    fn run(
+        &mut self,
+        region: &Region,
+        weights: &Weights<B>,
+        inputs: Vec<Val<B>>,
+        observe: &mut Observer<'_, B>,
+    ) -> Result<Vec<Val<B>>, ExecError> {
         let mut values: Vec<Option<Val<B>>> = region.value_ids().map(|_| None).collect();
         for (id, val) in region.value_params().zip(inputs) {
             observe(id, &val)?;
@@ -185,13 +193,17 @@ impl<B: ExecBackend> Frame<'_, '_, B> {
         for (id, node) in region.nodes() {
             let mut args = Vec::with_capacity(node.operands.len());
             for (i, operand) in node.operands.iter().enumerate() {
-                args.push(match *operand {
-                    // The last use takes the value, so that the kernel may reuse its memory.
-                    Operand::Value(v) if last[v.index()] == Some((id, i)) => values[v.index()].take().map(Arg::Value),
-                    Operand::Value(v) => values[v.index()].clone().map(Arg::Value),
-                    Operand::Weight(w) => weights.get(w).cloned().map(Arg::Weight),
-                }
-                .ok_or_else(|| self.error(region, &node.op, "an operand has no value"))?);
+                args.push(
+                    match *operand {
+                        // The last use takes the value, so that the kernel may reuse its memory.
+                        Operand::Value(v) if last[v.index()] == Some((id, i)) => {
+                            values[v.index()].take().map(Arg::Value)
+                        }
+                        Operand::Value(v) => values[v.index()].clone().map(Arg::Value),
+                        Operand::Weight(w) => weights.get(w).cloned().map(Arg::Weight),
+                    }
+                    .ok_or_else(|| self.error(region, &node.op, "an operand has no value"))?,
+                );
             }
             let results = self.apply(region, id, &node.op, args)?;
             for (r, val) in node.results.iter().zip(results) {
@@ -202,7 +214,11 @@ impl<B: ExecBackend> Frame<'_, '_, B> {
                 }
             }
         }
-        let result = |r: &ValueId| values[r.index()].clone().ok_or_else(|| ExecError::Tensor(format!("region {}: a result was never computed", region.name)));
+        let result = |r: &ValueId| {
+            values[r.index()]
+                .clone()
+                .ok_or_else(|| ExecError::Tensor(format!("region {}: a result was never computed", region.name)))
+        };
         region.results().iter().map(result).collect()
     }
 
@@ -223,8 +239,16 @@ impl<B: ExecBackend> Frame<'_, '_, B> {
             }
         }
         let (mut floats, mut ints) = (floats.into_iter(), ints.into_iter());
-        let mut float = || floats.next().ok_or_else(|| ExecError::Tensor(format!("region {}: {} misses an operand", region.name, op.mnemonic())));
-        let mut int = || ints.next().ok_or_else(|| ExecError::Tensor(format!("region {}: {} misses an operand", region.name, op.mnemonic())));
+        let mut float = || {
+            floats.next().ok_or_else(|| {
+                ExecError::Tensor(format!("region {}: {} misses an operand", region.name, op.mnemonic()))
+            })
+        };
+        let mut int = || {
+            ints.next().ok_or_else(|| {
+                ExecError::Tensor(format!("region {}: {} misses an operand", region.name, op.mnemonic()))
+            })
+        };
         let out = match op {
             Op::Embedding(e) => B::op_embedding(e, float()?, int()?).map_err(|e| self.error(region, op, e))?,
             Op::Linear(_) => B::op_linear(float()?, &float()?, floats.next().as_ref()),
@@ -261,7 +285,14 @@ impl<B: ExecBackend> Frame<'_, '_, B> {
     }
 
     /// Runs the body of a fused op.
-    fn call(&mut self, region: &Region, id: NodeId, op: &Op, callee: &str, args: Vec<Arg<B>>) -> Result<Vec<Val<B>>, ExecError> {
+    fn call(
+        &mut self,
+        region: &Region,
+        id: NodeId,
+        op: &Op,
+        callee: &str,
+        args: Vec<Arg<B>>,
+    ) -> Result<Vec<Val<B>>, ExecError> {
         let Some(def) = self.interpreter.fused.iter().find(|d| &*d.name == callee) else {
             return Err(self.error(region, op, format!("@{callee} is not defined in this module")));
         };

@@ -14,12 +14,16 @@ pub(super) fn fits(quant: Quant, rows: usize, cols: usize) -> Result<(), LayoutE
         return Err(LayoutError(format!("the awq_gemm layout holds asymmetric 4-bit codes, this is {quant}")));
     }
     if !rows.is_multiple_of(8) {
-        return Err(LayoutError(format!("the awq_gemm layout packs 8 output channels to a word, {rows} do not divide by 8")));
+        return Err(LayoutError(format!(
+            "the awq_gemm layout packs 8 output channels to a word, {rows} do not divide by 8"
+        )));
     }
     if let Group::Size(g) = quant.group
         && !cols.is_multiple_of(g as usize)
     {
-        return Err(LayoutError(format!("the awq_gemm layout needs whole groups, {cols} input channels do not divide by {g}")));
+        return Err(LayoutError(format!(
+            "the awq_gemm layout needs whole groups, {cols} input channels do not divide by {g}"
+        )));
     }
     Ok(())
 }
@@ -103,7 +107,14 @@ mod tests {
 
     #[test]
     fn a_word_of_counting_columns() {
-        let c = Codes { quant: QUANT, rows: 8, cols: 2, codes: (0..8).flat_map(|r| [r, 15 - r]).collect(), scales: vec![1.0; 8], zeros: (0..8).collect() };
+        let c = Codes {
+            quant: QUANT,
+            rows: 8,
+            cols: 2,
+            codes: (0..8).flat_map(|r| [r, 15 - r]).collect(),
+            scales: vec![1.0; 8],
+            zeros: (0..8).collect(),
+        };
         let parts = pack(&c).unwrap();
         assert_eq!(parts[0].tensor.bytes, bytes(&[0x7531_6420, 0x8ace_9bdf]));
         assert_eq!(parts[1].tensor.bytes, bytes(&[0x7531_6420]));
@@ -131,31 +142,27 @@ mod tests {
         }
     }
 
-    const QWEIGHT: [u32; 8] = [
-        0x77856965, 0xa5198557, 0xa9d48948, 0x6647b095, 0x40344efe, 0xd6b27779, 0x76596d9d, 0xa6b7b934,
-    ];
-    const QZEROS: [u32; 4] = [
-        0x77757798, 0x987774a7, 0x67886bac, 0x96a67759,
-    ];
+    const QWEIGHT: [u32; 8] =
+        [0x77856965, 0xa5198557, 0xa9d48948, 0x6647b095, 0x40344efe, 0xd6b27779, 0x76596d9d, 0xa6b7b934];
+    const QZEROS: [u32; 4] = [0x77757798, 0x987774a7, 0x67886bac, 0x96a67759];
     const SCALES: [u16; 32] = [
-        0x231f, 0x25a2, 0x2379, 0x2580, 0x23c9, 0x2659, 0x2339, 0x229e, 0x258f, 0x270c, 0x2419, 0x20cf,
-        0x2187, 0x24e0, 0x21da, 0x2417, 0x28d1, 0x21f0, 0x2353, 0x26ab, 0x26c0, 0x24ea, 0x2593, 0x23e4,
-        0x28ce, 0x24dc, 0x25a2, 0x22fe, 0x20d4, 0x254b, 0x246d, 0x20f5,
+        0x231f, 0x25a2, 0x2379, 0x2580, 0x23c9, 0x2659, 0x2339, 0x229e, 0x258f, 0x270c, 0x2419, 0x20cf, 0x2187, 0x24e0,
+        0x21da, 0x2417, 0x28d1, 0x21f0, 0x2353, 0x26ab, 0x26c0, 0x24ea, 0x2593, 0x23e4, 0x28ce, 0x24dc, 0x25a2, 0x22fe,
+        0x20d4, 0x254b, 0x246d, 0x20f5,
     ];
     const CODES: [u8; 64] = [
-        5, 8, 14, 13, 5, 4, 4, 9, 6, 4, 15, 9, 8, 13, 3, 5, 9, 9, 14, 13, 7, 9, 0, 6,
-        6, 8, 4, 6, 7, 10, 4, 7, 7, 5, 9, 4, 9, 7, 2, 7, 5, 9, 7, 3, 1, 4, 11, 11,
-        5, 0, 7, 9, 5, 6, 6, 6, 8, 11, 7, 11, 10, 6, 13, 10,
+        5, 8, 14, 13, 5, 4, 4, 9, 6, 4, 15, 9, 8, 13, 3, 5, 9, 9, 14, 13, 7, 9, 0, 6, 6, 8, 4, 6, 7, 10, 4, 7, 7, 5, 9,
+        4, 9, 7, 2, 7, 5, 9, 7, 3, 1, 4, 11, 11, 5, 0, 7, 9, 5, 6, 6, 6, 8, 11, 7, 11, 10, 6, 13, 10,
     ];
     const NUMBERS: [u32; 64] = [
-        0xbd2ae800, 0x00000000, 0x3d9a2000, 0x3d1a2000, 0x00000000, 0xbcb44000, 0xbd3e0000, 0x3c3e0000,
-        0xbd335800, 0xbd957400, 0x3d927c00, 0xbc6a6000, 0x3cb00000, 0x3e040000, 0xbe055c00, 0xbda00800,
-        0x3cf92000, 0x3cf92000, 0x3da20000, 0x3d580000, 0x00000000, 0x3d4b2000, 0xbe099800, 0xbc9d4000,
-        0xbc672000, 0x3c672000, 0xbd326000, 0x00000000, 0x00000000, 0x3d1ed000, 0xbcfc8000, 0x3c7c8000,
-        0x00000000, 0xbd31e000, 0x00000000, 0xbe403000, 0x3d618000, 0x00000000, 0xbd9b8000, 0x3c9b8000,
-        0xbda3e800, 0xbc832000, 0x3d344000, 0xbd344000, 0xbd66d000, 0xbce6d000, 0x3c5fc000, 0x3c5fc000,
-        0x3c30e000, 0xbd30e000, 0x00000000, 0x3c9a8000, 0xbd6a0000, 0xbd1c0000, 0x00000000, 0x00000000,
-        0x3c3b4000, 0x3d3b4000, 0x00000000, 0x3d8da000, 0x3c82e000, 0xbd445000, 0x3d1ea000, 0x3c1ea000,
+        0xbd2ae800, 0x00000000, 0x3d9a2000, 0x3d1a2000, 0x00000000, 0xbcb44000, 0xbd3e0000, 0x3c3e0000, 0xbd335800,
+        0xbd957400, 0x3d927c00, 0xbc6a6000, 0x3cb00000, 0x3e040000, 0xbe055c00, 0xbda00800, 0x3cf92000, 0x3cf92000,
+        0x3da20000, 0x3d580000, 0x00000000, 0x3d4b2000, 0xbe099800, 0xbc9d4000, 0xbc672000, 0x3c672000, 0xbd326000,
+        0x00000000, 0x00000000, 0x3d1ed000, 0xbcfc8000, 0x3c7c8000, 0x00000000, 0xbd31e000, 0x00000000, 0xbe403000,
+        0x3d618000, 0x00000000, 0xbd9b8000, 0x3c9b8000, 0xbda3e800, 0xbc832000, 0x3d344000, 0xbd344000, 0xbd66d000,
+        0xbce6d000, 0x3c5fc000, 0x3c5fc000, 0x3c30e000, 0xbd30e000, 0x00000000, 0x3c9a8000, 0xbd6a0000, 0xbd1c0000,
+        0x00000000, 0x00000000, 0x3c3b4000, 0x3d3b4000, 0x00000000, 0x3d8da000, 0x3c82e000, 0xbd445000, 0x3d1ea000,
+        0x3c1ea000,
     ];
 
     #[test]

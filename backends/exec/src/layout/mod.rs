@@ -65,19 +65,33 @@ pub fn fits(layout: Layout, quant: Quant, rows: usize, cols: usize) -> Result<()
 ///
 /// # Errors
 /// As [`unpack`], with the tensor's full name, and when the source cannot read it.
-pub fn read(source: &dyn TensorSource, stem: &str, layout: Layout, quant: Quant, rows: usize, cols: usize) -> Result<Codes, LayoutError> {
+pub fn read(
+    source: &dyn TensorSource,
+    stem: &str,
+    layout: Layout,
+    quant: Quant,
+    rows: usize,
+    cols: usize,
+) -> Result<Codes, LayoutError> {
     let part = |suffix: &'static str| source.read(&format!("{stem}{suffix}")).map_err(|e| LayoutError(e.0));
-    unpack(layout, quant, rows, cols, part).map_err(|e| LayoutError(format!("packed weight `{stem}` ({layout}): {}", e.0)))
+    unpack(layout, quant, rows, cols, part)
+        .map_err(|e| LayoutError(format!("packed weight `{stem}` ({layout}): {}", e.0)))
 }
 
 fn expect(suffix: &str, tensor: &RawTensor, stored: Stored, shape: &[usize]) -> Result<(), LayoutError> {
     let info = &tensor.info;
     if info.stored != stored || info.shape != shape {
-        return Err(LayoutError(format!("part `{suffix}` is {} {:?}, expected {stored} {shape:?}", info.stored, info.shape)));
+        return Err(LayoutError(format!(
+            "part `{suffix}` is {} {:?}, expected {stored} {shape:?}",
+            info.stored, info.shape
+        )));
     }
     let bytes = shape.iter().try_fold(stored.size(), |a, b| a.checked_mul(*b));
     if bytes != Some(tensor.bytes.len()) {
-        return Err(LayoutError(format!("part `{suffix}` has {} bytes, its shape is {shape:?} of {stored}", tensor.bytes.len())));
+        return Err(LayoutError(format!(
+            "part `{suffix}` has {} bytes, its shape is {shape:?} of {stored}",
+            tensor.bytes.len()
+        )));
     }
     Ok(())
 }

@@ -72,7 +72,9 @@ pub(super) fn unpack(
         let zeros = part(".zeros")?;
         expect(".zeros", &zeros, Stored::U8, &[rows, groups])?;
         if let Some(z) = zeros.bytes.iter().find(|z| u32::from(**z) > mask) {
-            return Err(LayoutError(format!("part `.zeros` holds {z}, the largest zero point of {bits} bits is {mask}")));
+            return Err(LayoutError(format!(
+                "part `.zeros` holds {z}, the largest zero point of {bits} bits is {mask}"
+            )));
         }
         zeros.bytes
     };

@@ -26,7 +26,10 @@ fn compiled() -> Module {
         ("$g   = \"gate.weight\" : f16[32,24]", "$g   = quant(\"gate.weight\") : u4g8[32,24]"),
         ("$u   = \"up.weight\"  : f16[32,24]", "$u   = quant(\"up.weight\") : u4g8[32,24]"),
         ("$d   = \"down.weight\" : f16[24,32]", "$d   = quant(\"down.weight\") : u4g8[24,32]"),
-        ("$ln1 = \"ln1.weight\" : f16[24]", "#s = data \"scales\" : f32[24]\n  $ln1 = div.0(\"ln1.weight\", #s) : f16[24]"),
+        (
+            "$ln1 = \"ln1.weight\" : f16[24]",
+            "#s = data \"scales\" : f32[24]\n  $ln1 = div.0(\"ln1.weight\", #s) : f16[24]",
+        ),
     ] {
         assert!(text.contains(old), "{old}");
         text = text.replace(old, new);
@@ -53,7 +56,8 @@ fn write(mut emitter: Box<dyn Emitter>, m: &Module, source: &dyn TensorSource) -
 }
 
 fn files(dir: &Path) -> Vec<String> {
-    let mut names: Vec<String> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> =
+        std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }
@@ -65,7 +69,8 @@ fn opened(path: &Path) -> MemorySource {
 }
 
 fn logits(m: &Module, source: &dyn TensorSource) -> Vec<f32> {
-    let mut s = Session::<Host>::new(verify(m).map_err(|e| e.to_string()).unwrap(), source, Default::default()).unwrap();
+    let mut s =
+        Session::<Host>::new(verify(m).map_err(|e| e.to_string()).unwrap(), source, Default::default()).unwrap();
     s.forward(&windows(&[15], 50)[0], Logits::All).unwrap().data
 }
 
@@ -89,7 +94,12 @@ fn reference_reopens_and_means_the_same() {
     assert!(reopened.regions.iter().all(|r| r.data_ids().next().is_none()), "no sidecar is needed");
     assert!(text.contains("layer @0..1"), "equal layers print once:\n{text}");
     assert!(text.contains("packed.rows(\"q\")"));
-    assert_eq!(stored.names().iter().filter(|n| n.contains("emb")).count(), 1, "the tied table is stored once: {:?}", stored.names());
+    assert_eq!(
+        stored.names().iter().filter(|n| n.contains("emb")).count(),
+        1,
+        "the tied table is stored once: {:?}",
+        stored.names()
+    );
     assert!(std::fs::read_to_string(target.join("provenance.awqir")).unwrap().contains("mul.1"));
     std::fs::remove_dir_all(&target).unwrap();
 }
@@ -153,19 +163,24 @@ fn hf_awq_keeps_names_and_numbers() {
 fn hf_awq_shards_and_lists_float_linears() {
     // An untied head is a float linear of its own.
     let mut m = compiled();
-    let text = awqc_ir::print(&m).replace("$emb = \"embed.weight\" : f16[50,24]\n  %h ", "$emb = \"lm_head.weight\" : f16[50,24]\n  %h ");
+    let text = awqc_ir::print(&m)
+        .replace("$emb = \"embed.weight\" : f16[50,24]\n  %h ", "$emb = \"lm_head.weight\" : f16[50,24]\n  %h ");
     let head = text.rfind("\"embed.weight\"").unwrap();
     let text = format!("{}\"lm_head.weight\"{}", &text[..head], &text[head + "\"embed.weight\"".len()..]);
     let data: Vec<_> = m.regions[1].data(DataId::new(0)).values.clone().into_iter().collect();
     m = module(&text);
-    m.regions.iter_mut().filter(|r| r.name.is_layer()).for_each(|r| r.set_data_values(DataId::new(0), data.first().cloned()));
+    m.regions
+        .iter_mut()
+        .filter(|r| r.name.is_layer())
+        .for_each(|r| r.set_data_values(DataId::new(0), data.first().cloned()));
     let source = weights(&m);
     let dir = folder("shards");
     std::fs::create_dir_all(&dir).unwrap();
     let out = write(Box::new(HfAwq::new(&dir, config(), Vec::new()).with_shard_bytes(3000)), &m, &source).unwrap();
     let config: Json = serde_json::from_slice(&std::fs::read(dir.join("config.json")).unwrap()).unwrap();
     assert_eq!(config["quantization_config"]["modules_to_not_convert"], json!(["lm_head"]));
-    let index: Json = serde_json::from_slice(&std::fs::read(dir.join("model.safetensors.index.json")).unwrap()).unwrap();
+    let index: Json =
+        serde_json::from_slice(&std::fs::read(dir.join("model.safetensors.index.json")).unwrap()).unwrap();
     assert_eq!(index["metadata"]["total_size"], out.tensor_bytes);
     let shards: Vec<&String> = out.files.iter().filter(|f| f.starts_with("model-")).collect();
     assert!(shards.len() > 2);
@@ -197,16 +212,24 @@ fn refused(old: &str, new: &str) -> String {
 #[test]
 fn hf_awq_says_what_it_cannot_express() {
     let q = "$q   = \"q.weight\"   : f16[24,24]";
-    let joined = refused(q, "$q1 = \"q1.weight\" : f16[8,24]\n  $q2 = \"q2.weight\" : f16[8,24]\n  $q3 = \"q3.weight\" : f16[8,24]\n  $q = cat.0($q1, $q2, $q3) : f16[24,24]");
+    let joined = refused(
+        q,
+        "$q1 = \"q1.weight\" : f16[8,24]\n  $q2 = \"q2.weight\" : f16[8,24]\n  $q3 = \"q3.weight\" : f16[8,24]\n  $q = cat.0($q1, $q2, $q3) : f16[24,24]",
+    );
     assert!(joined.contains("joins 3") && joined.contains("`layers.0.q1.weight`"), "{joined}");
     assert!(refused(q, "$q   = transpose(\"q.weight\") : f16[24,24]").contains("Conv1D"));
-    assert!(refused(q, "$w = \"qkv.weight\" : f16[48,24]\n  $q = rows($w, 0, 24) : f16[24,24]").contains("part of tensor"));
+    assert!(
+        refused(q, "$w = \"qkv.weight\" : f16[48,24]\n  $q = rows($w, 0, 24) : f16[24,24]").contains("part of tensor")
+    );
     assert!(refused(q, "$q   = quant(\"q.weight\") : u3g8[24,24]").contains("4-bit"));
     assert!(refused(q, "$q   = quant(\"q.weight\") : u4g7[24,24]").contains("whole groups"));
     assert!(refused(q, "$q   = quant(\"q.kernel\") : u4g8[24,24]").contains("`.weight`"));
     let big = refused("$ln1 = \"ln1.weight\" : f16[24]", "$ln1 = \"big\" : f32[24]");
     assert!(big.contains("`layers.0.big`") && big.contains("70000"), "{big}");
-    let tied = refused("$emb = \"embed.weight\" : f16[50,24]\n  %h ", "$emb = offset(offset(\"embed.weight\", 1.0), -1.0) : f16[50,24]\n  %h ");
+    let tied = refused(
+        "$emb = \"embed.weight\" : f16[50,24]\n  %h ",
+        "$emb = offset(offset(\"embed.weight\", 1.0), -1.0) : f16[50,24]\n  %h ",
+    );
     assert!(tied.contains("used twice"), "{tied}");
 }
 
@@ -250,6 +273,8 @@ fn paths_are_in_errors() {
     let dir = folder("extra");
     std::fs::create_dir_all(&dir).unwrap();
     let m = compiled();
-    assert!(write(Box::new(Reference::new(&dir, vec![bad])), &m, &weights(&m)).unwrap_err().to_string().contains("../x"));
+    assert!(
+        write(Box::new(Reference::new(&dir, vec![bad])), &m, &weights(&m)).unwrap_err().to_string().contains("../x")
+    );
     std::fs::remove_dir_all(&dir).unwrap();
 }

@@ -48,7 +48,12 @@ fn linear() {
                 }
             }
             let shape = [batch, seq, n];
-            agree(&want, &shape, &ops::linear::linear::<Host>(x.clone(), &w, bias), &Host::op_linear(x.clone(), &w, bias));
+            agree(
+                &want,
+                &shape,
+                &ops::linear::linear::<Host>(x.clone(), &w, bias),
+                &Host::op_linear(x.clone(), &w, bias),
+            );
         }
     }
 }
@@ -82,9 +87,18 @@ fn rms_norm() {
             for row in xs.chunks(width) {
                 let mean = row.iter().map(|v| f64::from(v * v)).sum::<f64>() / width as f64;
                 let k = 1.0 / (mean + 1e-2).sqrt();
-                want.extend(row.iter().zip(&gs).map(|(v, g)| (f64::from(*v) * k * gain.map_or(1.0, |_| f64::from(*g) + 1.0)) as f32));
+                want.extend(
+                    row.iter()
+                        .zip(&gs)
+                        .map(|(v, g)| (f64::from(*v) * k * gain.map_or(1.0, |_| f64::from(*g) + 1.0)) as f32),
+                );
             }
-            agree(&want, &[2, 3, 20], &ops::norm::rms_norm::<Host>(&op, x.clone(), gain), &Host::op_rms_norm(&op, x.clone(), gain));
+            agree(
+                &want,
+                &[2, 3, 20],
+                &ops::norm::rms_norm::<Host>(&op, x.clone(), gain),
+                &Host::op_rms_norm(&op, x.clone(), gain),
+            );
         }
     }
 }
@@ -100,11 +114,17 @@ fn layer_norm() {
             let mean = row.iter().map(|v| f64::from(*v)).sum::<f64>() / 19.0;
             let var = row.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / 19.0;
             for (i, v) in row.iter().enumerate() {
-                let y = (f64::from(*v) - mean) / (var + 1e-3).sqrt() * gain.map_or(1.0, |_| f64::from(gs[i])) + bias.map_or(0.0, |_| f64::from(bs[i]));
+                let y = (f64::from(*v) - mean) / (var + 1e-3).sqrt() * gain.map_or(1.0, |_| f64::from(gs[i]))
+                    + bias.map_or(0.0, |_| f64::from(bs[i]));
                 want.push(y as f32);
             }
         }
-        agree(&want, &[2, 3, 19], &ops::norm::layer_norm::<Host>(&op, x.clone(), gain, bias), &Host::op_layer_norm(&op, x.clone(), gain, bias));
+        agree(
+            &want,
+            &[2, 3, 19],
+            &ops::norm::layer_norm::<Host>(&op, x.clone(), gain, bias),
+            &Host::op_layer_norm(&op, x.clone(), gain, bias),
+        );
     }
 }
 
@@ -117,7 +137,10 @@ fn rope() {
     let table = RopeTable { dim: 4, theta: 100.0, scaling: None };
     let (cos, sin) = ops::rope::table::<Host>(&table, positions, &Default::default()).unwrap();
     let (c, s) = (floats(&cos), floats(&sin));
-    assert!((c[3] - (0.3f32).cos()).abs() < 1e-6 && (s[2] - (3.0f32).sin()).abs() < 1e-6, "position 3, frequencies 1 and 0.1");
+    assert!(
+        (c[3] - (0.3f32).cos()).abs() < 1e-6 && (s[2] - (3.0f32).sin()).abs() < 1e-6,
+        "position 3, frequencies 1 and 0.1"
+    );
     // Heads of 6 channels: 4 turn, 2 pass.
     let (x, xs) = random(10, &[2, 3, 12]);
     for interleaved in [false, true] {
@@ -132,12 +155,26 @@ fn rope() {
                 }
             }
         }
-        agree(&want, &[2, 3, 12], &ops::rope::rope::<Host>(&op, x.clone(), &cos, &sin), &Host::op_rope(&op, x.clone(), &cos, &sin));
+        agree(
+            &want,
+            &[2, 3, 12],
+            &ops::rope::rope::<Host>(&op, x.clone(), &cos, &sin),
+            &Host::op_rope(&op, x.clone(), &cos, &sin),
+        );
     }
 }
 
 /// Attention by its definition, in f64.
-fn attention(op: &Sdpa, q: &[f32], k: &[f32], v: &[f32], batch: usize, seq: usize, width: usize, out: usize) -> Vec<f32> {
+fn attention(
+    op: &Sdpa,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    batch: usize,
+    seq: usize,
+    width: usize,
+    out: usize,
+) -> Vec<f32> {
     let (heads, kv) = (op.heads as usize, op.kv_heads as usize);
     let mut y = Vec::new();
     for b in 0..batch {
@@ -147,7 +184,10 @@ fn attention(op: &Sdpa, q: &[f32], k: &[f32], v: &[f32], batch: usize, seq: usiz
                 let mut weights = Vec::new();
                 for j in 0..seq {
                     let dot: f64 = (0..width)
-                        .map(|d| f64::from(q[((b * seq + i) * heads + h) * width + d]) * f64::from(k[((b * seq + j) * kv + g) * width + d]))
+                        .map(|d| {
+                            f64::from(q[((b * seq + i) * heads + h) * width + d])
+                                * f64::from(k[((b * seq + j) * kv + g) * width + d])
+                        })
                         .sum();
                     let mut score = dot * op.scale.unwrap_or(1.0 / (width as f64).sqrt());
                     if let Some(c) = op.softcap {
@@ -158,7 +198,8 @@ fn attention(op: &Sdpa, q: &[f32], k: &[f32], v: &[f32], batch: usize, seq: usiz
                 }
                 let total: f64 = weights.iter().sum();
                 for e in 0..out {
-                    let sum: f64 = (0..seq).map(|j| weights[j] * f64::from(v[((b * seq + j) * kv + g) * out + e])).sum();
+                    let sum: f64 =
+                        (0..seq).map(|j| weights[j] * f64::from(v[((b * seq + j) * kv + g) * out + e])).sum();
                     y.push((sum / total) as f32);
                 }
             }
@@ -224,16 +265,47 @@ fn elementwise() {
     let sigmoid = |v: f64| 1.0 / (1.0 + (-v).exp());
     agree(&map(&|v| v * sigmoid(v)), &shape, &ops::elementwise::silu::<Host>(x.clone()), &Host::op_silu(x.clone()));
     agree(&map(&|v| v.max(0.0)), &shape, &ops::elementwise::relu::<Host>(x.clone()), &Host::op_relu(x.clone()));
-    agree(&map(&|v| -1.5 * v), &shape, &ops::elementwise::scale::<Host>(-1.5, x.clone()), &Host::op_scale(-1.5, x.clone()));
-    agree(&map(&|v| 0.7 * (v / 0.7).tanh()), &shape, &ops::elementwise::softcap::<Host>(0.7, x.clone()), &Host::op_softcap(0.7, x.clone()));
+    agree(
+        &map(&|v| -1.5 * v),
+        &shape,
+        &ops::elementwise::scale::<Host>(-1.5, x.clone()),
+        &Host::op_scale(-1.5, x.clone()),
+    );
+    agree(
+        &map(&|v| 0.7 * (v / 0.7).tanh()),
+        &shape,
+        &ops::elementwise::softcap::<Host>(0.7, x.clone()),
+        &Host::op_softcap(0.7, x.clone()),
+    );
     let tanh = |v: f64| 0.5 * v * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (v + 0.044715 * v.powi(3))).tanh());
-    agree(&map(&tanh), &shape, &ops::elementwise::gelu::<Host>(GeluForm::Tanh, x.clone()), &Host::op_gelu(GeluForm::Tanh, x.clone()));
+    agree(
+        &map(&tanh),
+        &shape,
+        &ops::elementwise::gelu::<Host>(GeluForm::Tanh, x.clone()),
+        &Host::op_gelu(GeluForm::Tanh, x.clone()),
+    );
     let quick = |v: f64| v * sigmoid(1.702 * v);
-    agree(&map(&quick), &shape, &ops::elementwise::gelu::<Host>(GeluForm::Quick, x.clone()), &Host::op_gelu(GeluForm::Quick, x.clone()));
+    agree(
+        &map(&quick),
+        &shape,
+        &ops::elementwise::gelu::<Host>(GeluForm::Quick, x.clone()),
+        &Host::op_gelu(GeluForm::Quick, x.clone()),
+    );
     // erf by its series.
-    let erf = |v: f64| (0..60).fold((0.0, v), |(sum, term), n| (sum + term / (2.0 * n as f64 + 1.0), -term * v * v / (n as f64 + 1.0))).0 * 2.0 / std::f64::consts::PI.sqrt();
+    let erf = |v: f64| {
+        (0..60)
+            .fold((0.0, v), |(sum, term), n| (sum + term / (2.0 * n as f64 + 1.0), -term * v * v / (n as f64 + 1.0)))
+            .0
+            * 2.0
+            / std::f64::consts::PI.sqrt()
+    };
     let exact = |v: f64| 0.5 * v * (1.0 + erf(v / std::f64::consts::SQRT_2));
-    agree(&map(&exact), &shape, &ops::elementwise::gelu::<Host>(GeluForm::Erf, x.clone()), &Host::op_gelu(GeluForm::Erf, x.clone()));
+    agree(
+        &map(&exact),
+        &shape,
+        &ops::elementwise::gelu::<Host>(GeluForm::Erf, x.clone()),
+        &Host::op_gelu(GeluForm::Erf, x.clone()),
+    );
 }
 
 #[test]

@@ -99,7 +99,8 @@ fn floats_are_rounded_once_and_not_below_quant() {
     );
     let s = [0.1, 0.3, 0.7, 1.1];
     set(&mut r, 0, &s);
-    let want: Vec<f32> = [0.1f32, 0.2, 0.3, 0.4].iter().zip(&s).map(|(g, s)| f16::from_f32(g / s * s).to_f32()).collect();
+    let want: Vec<f32> =
+        [0.1f32, 0.2, 0.3, 0.4].iter().zip(&s).map(|(g, s)| f16::from_f32(g / s * s).to_f32()).collect();
     assert_eq!(floats(&r, "g"), want);
     let exact: Vec<f32> = (1..=8).map(|i| i as f32 * s[(i - 1) % 4]).collect();
     let quant = Quant { bits: 8, symmetric: false, group: Group::Row };

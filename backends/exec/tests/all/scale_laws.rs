@@ -77,7 +77,8 @@ fn solve(mut rows: Vec<Equation>, random: &mut Random) -> BTreeMap<Unknown, f64>
         }
     }
     for (pivot, row) in pivots.iter().rev() {
-        let rest: f64 = row.iter().filter(|(u, _)| *u != pivot).map(|(u, k)| k * scales.get(u).copied().unwrap_or(0.0)).sum();
+        let rest: f64 =
+            row.iter().filter(|(u, _)| *u != pivot).map(|(u, k)| k * scales.get(u).copied().unwrap_or(0.0)).sum();
         scales.insert(*pivot, -rest);
     }
     scales
@@ -212,9 +213,19 @@ fn ops_obey_their_laws() {
         let got = run(&region, &scaled);
         for (r, (got, plain)) in got.iter().zip(&plain).enumerate() {
             let cols = plain.cols();
-            let want: Vec<f32> = plain.data.iter().enumerate().map(|(at, v)| v * factor(Unknown::Result(r, (at % cols) as u64))).collect();
+            let want: Vec<f32> = plain
+                .data
+                .iter()
+                .enumerate()
+                .map(|(at, v)| v * factor(Unknown::Result(r, (at % cols) as u64)))
+                .collect();
             let size = want.iter().fold(1.0f32, |m, v| m.max(v.abs()));
-            assert!(diff(&got.data, &want) <= 2e-5 * size, "{:?}: result {r} differs by {}", case.op, diff(&got.data, &want));
+            assert!(
+                diff(&got.data, &want) <= 2e-5 * size,
+                "{:?}: result {r} differs by {}",
+                case.op,
+                diff(&got.data, &want)
+            );
         }
     }
 }

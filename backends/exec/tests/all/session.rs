@@ -100,7 +100,10 @@ fn a_stream_gives_what_a_session_gives() {
     let ready = prepare(verified, &source, &ids, &Control::new()).unwrap();
     let pieces = ready.pieces();
     assert_eq!(pieces.iter().map(|p| p.len).collect::<Vec<_>>(), [12, 3, 128, 12]);
-    let sums: Vec<f32> = pieces.iter().flat_map(|p| ready.logits(p).unwrap().data.chunks(50).map(log_sum_exp).collect::<Vec<_>>()).collect();
+    let sums: Vec<f32> = pieces
+        .iter()
+        .flat_map(|p| ready.logits(p).unwrap().data.chunks(50).map(log_sum_exp).collect::<Vec<_>>())
+        .collect();
     let want = got.concat().chunks(50).map(|r| r.iter().map(|v| v.exp()).sum::<f32>().ln()).collect::<Vec<_>>();
     assert!(diff(&sums, &want) < 1e-5);
 }
@@ -138,7 +141,8 @@ fn profile(threads: usize) -> Vec<awqc_passes::InputStats> {
     let m = module(DECODER);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     pool.install(|| {
-        let mut exec = HostExecutor::new(Arc::new(weights(&m))).with_calibration(&windows(&[30, 7, 30, 30, 12], 50)).unwrap();
+        let mut exec =
+            HostExecutor::new(Arc::new(weights(&m))).with_calibration(&windows(&[30, 7, 30, 30, 12], 50)).unwrap();
         let mut out = Vec::new();
         for region in &m.regions[..3] {
             let names: &[&str] = if region.name.is_layer() { &["x", "h1", "a", "h2", "h1"] } else { &[] };
@@ -238,7 +242,10 @@ fn values_that_are_not_finite_are_named() {
     exec.profile(&big.regions[0], &big.fused, &[]).unwrap();
     let error = exec.profile(&big.regions[1], &big.fused, &[]).unwrap_err();
     assert!(matches!(&error, ExecError::NotFinite(m) if m.contains("region @0") && m.contains("%q")), "{error}");
-    assert!(matches!(exec.profile(&big.regions[1], &big.fused, &[]), Err(ExecError::Unavailable(_))), "the stream is gone");
+    assert!(
+        matches!(exec.profile(&big.regions[1], &big.fused, &[]), Err(ExecError::Unavailable(_))),
+        "the stream is gone"
+    );
 }
 
 #[test]

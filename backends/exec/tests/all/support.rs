@@ -119,7 +119,10 @@ pub(crate) fn windows(lengths: &[usize], vocab: u64) -> Vec<Vec<i32>> {
 /// Largest difference; the lengths must agree.
 pub(crate) fn diff(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(a, b)| if a == b { 0.0 } else { (a - b).abs() }).fold(0.0, |m, d| if d > m || d.is_nan() { d } else { m })
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| if a == b { 0.0 } else { (a - b).abs() })
+        .fold(0.0, |m, d| if d > m || d.is_nan() { d } else { m })
 }
 
 /// The tensors of a safetensors file, read by the format's own library.
@@ -135,5 +138,15 @@ pub(crate) fn read(path: &Path) -> BTreeMap<String, RawTensor> {
         other => panic!("{other:?}"),
     };
     let tensors = file.tensors().into_iter();
-    tensors.map(|(n, t)| (n, RawTensor { info: TensorInfo { stored: stored(t.dtype()), shape: t.shape().to_vec() }, bytes: t.data().to_vec() })).collect()
+    tensors
+        .map(|(n, t)| {
+            (
+                n,
+                RawTensor {
+                    info: TensorInfo { stored: stored(t.dtype()), shape: t.shape().to_vec() },
+                    bytes: t.data().to_vec(),
+                },
+            )
+        })
+        .collect()
 }

@@ -13,7 +13,9 @@ pub fn silu<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
 
 /// See [`awqc_ir::op::Gelu`].
 pub fn gelu<B: Backend>(form: GeluForm, x: FloatTensor<B>) -> FloatTensor<B> {
-    let half = |x: FloatTensor<B>, t: FloatTensor<B>| B::float_mul(B::float_mul_scalar(x, 0.5.into()), B::float_add_scalar(t, 1.0.into()));
+    let half = |x: FloatTensor<B>, t: FloatTensor<B>| {
+        B::float_mul(B::float_mul_scalar(x, 0.5.into()), B::float_add_scalar(t, 1.0.into()))
+    };
     match form {
         GeluForm::Erf => {
             let erf = B::float_erf(B::float_mul_scalar(x.clone(), std::f64::consts::FRAC_1_SQRT_2.into()));

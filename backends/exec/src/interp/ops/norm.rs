@@ -24,7 +24,12 @@ pub fn rms_norm<B: Backend>(op: &RmsNorm, x: FloatTensor<B>, g: Option<&FloatTen
 }
 
 /// See [`crate::interp::ExecBackend::op_layer_norm`].
-pub fn layer_norm<B: Backend>(op: &LayerNorm, x: FloatTensor<B>, g: Option<&FloatTensor<B>>, b: Option<&FloatTensor<B>>) -> FloatTensor<B> {
+pub fn layer_norm<B: Backend>(
+    op: &LayerNorm,
+    x: FloatTensor<B>,
+    g: Option<&FloatTensor<B>>,
+    b: Option<&FloatTensor<B>>,
+) -> FloatTensor<B> {
     let shape = dims::<B>(&x);
     let width = last(&shape);
     let rows = shape.iter().product::<usize>() / width.max(1);

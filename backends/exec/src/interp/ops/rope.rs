@@ -14,7 +14,11 @@ use crate::interp::{frequencies, upload};
 ///
 /// # Errors
 /// When the device cannot be read.
-pub fn table<B: Backend>(op: &RopeTable, positions: IntTensor<B>, device: &Device<B>) -> Result<(FloatTensor<B>, FloatTensor<B>), ExecError> {
+pub fn table<B: Backend>(
+    op: &RopeTable,
+    positions: IntTensor<B>,
+    device: &Device<B>,
+) -> Result<(FloatTensor<B>, FloatTensor<B>), ExecError> {
     let positions = embedding::read_ints::<B>(positions).map_err(ExecError::Unavailable)?;
     let len = positions.iter().max().map_or(0, |p| p.saturating_add(1)).max(0) as u64;
     let (frequencies, factor) = frequencies::frequencies(op, len);

@@ -25,7 +25,11 @@ impl<B: Backend> GrowingCache<B> {
     ///
     /// # Errors
     /// When the batch differs from the cache's.
-    fn append(&mut self, k: FloatTensor<B>, v: FloatTensor<B>) -> Result<(FloatTensor<B>, FloatTensor<B>, usize), String> {
+    fn append(
+        &mut self,
+        k: FloatTensor<B>,
+        v: FloatTensor<B>,
+    ) -> Result<(FloatTensor<B>, FloatTensor<B>, usize), String> {
         let (k, v, past) = match self.kv.take() {
             None => (k, v, 0),
             Some((old_k, old_v)) => {
@@ -48,7 +52,8 @@ pub(crate) fn batch_differs(have: usize, new: usize) -> String {
 }
 
 /// The message for a bidirectional `sdpa` that continues.
-pub(crate) const NOT_CAUSAL: &str = "an sdpa that is not causal cannot continue from a cache: give the whole sequence at once";
+pub(crate) const NOT_CAUSAL: &str =
+    "an sdpa that is not causal cannot continue from a cache: give the whole sequence at once";
 
 /// Whether the query at absolute position `i` sees the key at `j`.
 pub(crate) fn sees(op: &Sdpa, i: usize, j: usize) -> bool {
