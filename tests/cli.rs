@@ -248,7 +248,8 @@ fn listings_name_what_there_is() {
 fn examples_run_and_the_documentation_shows_them() {
     let example = |name: &str, args: &[&str]| {
         let all = [&["run", "--quiet", "--example", name, "--"], args].concat();
-        let out = Command::new(env!("CARGO")).args(all).current_dir(env!("CARGO_MANIFEST_DIR")).output().expect("cargo runs");
+        let out =
+            Command::new(env!("CARGO")).args(all).current_dir(env!("CARGO_MANIFEST_DIR")).output().expect("cargo runs");
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         String::from_utf8(out.stdout).expect("UTF-8")
     };

@@ -24,12 +24,12 @@ pub(crate) fn start<B: Backend>(
     Ok(vec![Val::ints(ids, &[batch, seq], device), Val::ints(positions, &[seq], device)])
 }
 
+/// The inputs of a region, and what stays behind its results.
+type Entered<B> = (Vec<Val<B>>, Vec<Val<B>>);
+
 /// Splits the stream into the inputs of `region` and what stays behind its results. Inputs that the results replace
 /// are handed over, so that kernels may reuse their memory.
-pub(crate) fn enter<B: Backend>(
-    mut stream: Vec<Val<B>>,
-    region: &Region,
-) -> Result<(Vec<Val<B>>, Vec<Val<B>>), ExecError> {
+pub(crate) fn enter<B: Backend>(mut stream: Vec<Val<B>>, region: &Region) -> Result<Entered<B>, ExecError> {
     let (params, results) = (region.value_params().count(), region.results().len());
     if params > stream.len() {
         return Err(ExecError::Tensor(format!(

@@ -18,11 +18,14 @@ pub struct Progress {
     pub windows: usize,
 }
 
+/// A progress callback.
+type Report = dyn Fn(&Progress) + Send + Sync;
+
 /// The interrupt flag and the progress callback of a caller. The default neither stops nor reports.
 #[derive(Clone, Default)]
 pub struct Control {
     interrupt: Option<Arc<AtomicBool>>,
-    progress: Option<Arc<dyn Fn(&Progress) + Send + Sync>>,
+    progress: Option<Arc<Report>>,
 }
 
 impl fmt::Debug for Control {

@@ -20,7 +20,7 @@ use crate::dense::{Put, View, product, quadratic};
 use crate::rtn::kernel;
 
 /// Rows of a tile.
-const TILE: usize = 48;
+const TILE: usize = 96;
 
 /// Numbers in a batch of candidates: a few hundred KiB, to stay in cache.
 const BATCH: usize = 1 << 16;
@@ -187,8 +187,7 @@ impl<'a> Tile<'a> {
         }
         let full = self.full.clone();
         self.before = self.row_losses(&full);
-        self.sweep(first, later);
-        self.after = self.row_losses(&self.bounds.clone());
+        self.after = self.sweep(first, later);
         // The groups one by one may be better and the row as a whole worse: then the row is not clipped.
         let groups = self.groups();
         for r in 0..self.rows {
@@ -199,8 +198,8 @@ impl<'a> Tile<'a> {
         }
     }
 
-    /// Visits all groups in turn, each given the errors of the others.
-    fn sweep(&mut self, first: &[Move], later: &[Move]) {
+    /// Visits all groups in turn, each given the errors of the others; returns the loss of each row.
+    fn sweep(&mut self, first: &[Move], later: &[Move]) -> Vec<f64> {
         let (rows, cols, group) = (self.rows, self.cols, self.group());
         let gram = View::new(self.gram, cols, cols);
         let mut d = self.error(&self.bounds.clone());
@@ -238,6 +237,7 @@ impl<'a> Tile<'a> {
                 product(View::new(&change, rows, n), gram.block(start, 0, n, cols), &mut p, cols, Put::Add);
             }
         }
+        d.chunks(cols).zip(p.chunks(cols)).map(|(d, p)| kernel::dot(d, p)).collect()
     }
 
     /// What rounding with these bounds does to the weight, `[rows, cols]`.

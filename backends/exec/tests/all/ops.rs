@@ -165,6 +165,7 @@ fn rope() {
 }
 
 /// Attention by its definition, in f64.
+#[expect(clippy::too_many_arguments, reason = "the operands and sizes of one op, spelled out")]
 fn attention(
     op: &Sdpa,
     q: &[f32],
