@@ -23,20 +23,16 @@ pub fn floats(t: &NdArrayTensor) -> Cow<'_, [f32]> {
 
 /// The numbers as a vector: the tensor's own memory if nothing else uses it.
 pub(super) fn take(t: NdArrayTensor) -> Vec<f32> {
-    if let NdArrayTensor::F32(storage) = t {
-        let len = storage.shape().iter().product::<usize>();
-        if storage.view().to_slice().is_some() {
-            return match storage.into_shared().try_into_owned_nocopy() {
-                Ok(array) => match array.into_raw_vec_and_offset() {
-                    (data, None | Some(0)) if data.len() == len => data,
-                    (data, offset) => data.into_iter().skip(offset.unwrap_or(0)).take(len).collect(),
-                },
-                Err(shared) => shared.iter().copied().collect(),
-            };
+    match t {
+        NdArrayTensor::F32(storage) if storage.is_unique() && storage.view().is_standard_layout() => {
+            let len = storage.view().len();
+            match storage.into_shared().into_owned().into_raw_vec_and_offset() {
+                (data, None | Some(0)) if data.len() == len => data,
+                (data, offset) => data.into_iter().skip(offset.unwrap_or(0)).take(len).collect(),
+            }
         }
-        return storage.view().iter().copied().collect();
+        other => floats(&other).into_owned(),
     }
-    floats(&t).into_owned()
 }
 
 /// A tensor over `data`, which is not copied.
