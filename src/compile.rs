@@ -19,6 +19,7 @@ use crate::model::Model;
 use crate::progress::Progress;
 use crate::resume::{Work, fingerprint};
 use crate::rss;
+use crate::statistics::{Folder, Statistics};
 use crate::target::{Format, Target};
 use crate::watch::Watch;
 
@@ -40,6 +41,8 @@ pub struct Request<'a> {
     pub samples: usize,
     /// Tokens in a window.
     pub seqlen: usize,
+    /// Where the statistics of activations come from.
+    pub statistics: Statistics,
     /// The artefact's folder.
     pub out: PathBuf,
     /// What to do with an existing folder.
@@ -152,13 +155,24 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
             Box::new(HfAwq::new(staging.path(), model.config.clone(), extra))
         }
     };
-    let profiles = pipeline.split(',').any(|p| p.trim().starts_with("profile"));
-    let windows = if profiles { calibration(request, &model)? } else { Vec::new() };
+    let load = matches!(request.statistics, Statistics::Load(_));
+    let windows = if profiles(&pipeline) && !load {
+        let Request { calibration, samples, seqlen, interrupt, quiet, .. } = request;
+        windows(&model, calibration, *samples, *seqlen, interrupt, *quiet)?
+    } else {
+        Vec::new()
+    };
     let calibrated = json!({
         "source": request.calibration.describe(),
         "windows": windows.len(),
         "tokens": windows.iter().map(Vec::len).sum::<usize>(),
     });
+    let mut statistics = match &request.statistics {
+        Statistics::Gather => None,
+        Statistics::Save(dir) => Some(Folder::create(dir, calibrated.clone())?),
+        Statistics::Load(dir) => Some(Folder::open(dir)?),
+    };
+    let calibrated = statistics.as_ref().map_or(calibrated, |s| s.calibration.clone());
     let Model { mut module, source, .. } = model;
     let mut exec =
         HostExecutor::new(source.clone()).with_control(Control::new().with_interrupt(request.interrupt.flag()));
@@ -194,9 +208,14 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
                 shared: &shared,
                 last: i + 1 == count,
             };
-            manager
-                .run_region(&mut cx, &mut region, &mut exec, &mut remarks, &mut |e| request.watch.show(e))
-                .map_err(|e| pass_failure(&e))?;
+            let mut run = |exec: &mut dyn Executor| {
+                manager.run_region(&mut cx, &mut region, exec, &mut remarks, &mut |e| request.watch.show(e))
+            };
+            let done = match &mut statistics {
+                Some(folder) => folder.with(&mut exec, run),
+                None => run(&mut exec),
+            };
+            done.map_err(|e| pass_failure(&e))?;
             if let Some(work) = &work {
                 work.save(i, &module, &region, &before, &remarks)?;
             }
@@ -208,6 +227,9 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     }
     progress.finish();
     request.interrupt.check()?;
+    if let Some(folder) = &statistics {
+        folder.finish()?;
+    }
     let report = report(request, &pipeline, calibrated, &tally, &mut remarks);
     let text = serde_json::to_string_pretty(&report).map_err(|e| Failure::new(Exit::Failed, e))?;
     let module = verify(&module).map_err(|d| Failure::new(Exit::Check, d))?;
@@ -222,11 +244,26 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     Ok(Outcome { artefact, seconds: start.elapsed().as_secs_f64(), peak_rss_bytes: rss::peak(), passes, report })
 }
 
-fn calibration(request: &Request<'_>, model: &Model) -> Result<Vec<Vec<i32>>, Failure> {
+/// Whether a pipeline measures activations.
+pub fn profiles(pipeline: &str) -> bool {
+    pipeline.split(',').any(|p| p.trim().starts_with("profile"))
+}
+
+/// At most `samples` calibration windows of `seqlen` tokens.
+///
+/// # Errors
+/// As [`Calibration::windows`].
+pub fn windows(
+    model: &Model,
+    calibration: &Calibration,
+    samples: usize,
+    seqlen: usize,
+    interrupt: &Interrupt,
+    quiet: bool,
+) -> Result<Vec<Vec<i32>>, Failure> {
     let tokenizer = model.tokenizer()?;
-    request.calibration.windows(tokenizer.as_ref(), request.samples, request.seqlen, |n, length| {
-        generate::windows(model, n, length, request.interrupt, request.quiet)
-    })
+    let generate = |count, length| generate::windows(model, count, length, interrupt, quiet);
+    calibration.windows(tokenizer.as_ref(), samples, seqlen, generate)
 }
 
 /// A model whose linears are quantized already is not compiled again: the loss would be counted twice.

@@ -62,8 +62,9 @@ pub fn generate(
     Ok(new)
 }
 
-/// `count` windows of `length` tokens that the model writes itself, from its start-of-text token (or, without one, from
-/// tokens spread over the vocabulary), by plain sampling: no calibration data needed.
+/// `count` windows of `length` tokens that the model writes itself by plain sampling, each from a token drawn from the
+/// whole vocabulary: no calibration data needed. Such starts make the windows differ more than the start-of-text token
+/// would.
 ///
 /// # Errors
 /// When the model cannot be run, or the user interrupts.
@@ -74,8 +75,7 @@ pub fn windows(
     interrupt: &Interrupt,
     quiet: bool,
 ) -> Result<Vec<Vec<i32>>, Failure> {
-    let start =
-        model.config.get("bos_token_id").and_then(serde_json::Value::as_i64).and_then(|id| i32::try_from(id).ok());
+    let vocabulary = vocabulary(model);
     let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0 };
     let mut session = session(model)?;
     let mut progress = Progress::new("self-text", (count.div_ceil(BATCH) * length) as u64, quiet);
@@ -84,8 +84,7 @@ pub fn windows(
         session.reset();
         let batch = BATCH.min(count - all.len());
         let mut rngs: Vec<_> = (0..batch).map(|i| fastrand::Rng::with_seed((all.len() + i) as u64)).collect();
-        let mut texts: Vec<Vec<i32>> =
-            (0..batch).map(|i| vec![start.unwrap_or_else(|| (all.len() + i) as i32)]).collect();
+        let mut texts: Vec<Vec<i32>> = rngs.iter_mut().map(|rng| vec![rng.i32(0..vocabulary)]).collect();
         for _ in 1..length {
             interrupt.check()?;
             let last: Vec<[i32; 1]> = texts.iter().filter_map(|t| t.last().map(|id| [*id])).collect();
@@ -100,4 +99,10 @@ pub fn windows(
     }
     progress.finish();
     Ok(all)
+}
+
+/// The number of tokens that the model knows: the channels of its logits.
+fn vocabulary(model: &Model) -> i32 {
+    let logits = model.module.regions.last().and_then(|r| r.value(*r.results().first()?).ty.channels());
+    logits.and_then(|n| i32::try_from(n).ok()).unwrap_or(1).max(1)
 }

@@ -24,6 +24,7 @@ pub mod resume;
 mod rss;
 pub mod sample;
 pub mod standard;
+pub mod statistics;
 pub mod target;
 pub mod tokens;
 pub mod watch;

@@ -1,5 +1,6 @@
 //! How good a model is, and how near another: perplexity, Kullback-Leibler divergence, top-token agreement.
 
+use awqc_exec::log_sum_exp;
 use serde::Serialize;
 
 /// Sums over targets; [`Metrics::summary`] makes means of them.
@@ -33,20 +34,13 @@ pub struct Summary {
     pub top1_agreement: Option<f64>,
 }
 
-/// `ln Σ exp(x)`.
-fn log_sum_exp(logits: &[f32]) -> f64 {
-    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|v| f64::from((v - top).exp())).sum();
-    f64::from(top) + sum.ln()
-}
-
 /// Negative log likelihood of `target`, and, against a reference's logits, the divergence and whether the most probable
 /// tokens agree.
 pub fn score(logits: &[f32], target: usize, reference: Option<&[f32]>) -> Option<(f64, Option<(f64, bool)>)> {
-    let z = log_sum_exp(logits);
+    let z = f64::from(log_sum_exp(logits));
     let nll = z - f64::from(*logits.get(target)?);
     let against = reference.map(|r| {
-        let zr = log_sum_exp(r);
+        let zr = f64::from(log_sum_exp(r));
         let kl: f64 = r
             .iter()
             .zip(logits)

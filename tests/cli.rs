@@ -70,6 +70,30 @@ fn a_compiled_model_runs_and_stays_near_the_original() {
 }
 
 #[test]
+fn saved_statistics_stand_in_for_a_calibration_run() {
+    let dir = scratch();
+    let (model, ids) = (golden("llama"), golden("llama/expected.safetensors"));
+    let (kept, a, b, c) = (path(&dir, "kept"), path(&dir, "a"), path(&dir, "b"), path(&dir, "c"));
+    assert_eq!(awqc(&compile(&model, &ids, &a, &["--bits", "8", "--save-profile", &kept])).code, 0);
+    assert_eq!(awqc(&compile(&model, &ids, &b, &["--bits", "3"])).code, 0);
+    let replay = ["compile", &model, "--group", "16", "--bits", "3", "--profile", &kept, "-o", &c, "-q"];
+    let done = awqc(&replay);
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert_eq!(contents(&b), contents(&c));
+
+    let other = golden("gpt2");
+    let done = awqc(&["compile", &other, "--group", "16", "--profile", &kept, "-o", &path(&dir, "d"), "-q"]);
+    assert_eq!(done.code, 1, "{}", done.err);
+    assert!(done.err.contains("statistics") && done.err.contains("calibrate again"), "{}", done.err);
+    let done = awqc(&compile(&model, &ids, &path(&dir, "e"), &["--save-profile", &kept]));
+    assert_eq!(done.code, 2, "{}", done.err);
+    assert!(done.err.contains("not empty"), "{}", done.err);
+    let done = awqc(&["compile", &model, "--profile", &path(&dir, "none"), "-o", &path(&dir, "f"), "-q"]);
+    assert_eq!(done.code, 4, "{}", done.err);
+    assert!(done.err.contains("--save-profile"), "{}", done.err);
+}
+
+#[test]
 fn the_same_input_gives_the_same_bytes_whatever_the_threads() {
     let dir = scratch();
     let (model, ids) = (golden("llama"), golden("llama/expected.safetensors"));

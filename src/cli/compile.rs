@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use awqc_exec::emit::Existing;
 use awqc_ir::{Group, Quant};
 
+use super::calibrate::CalibrationArgs;
 use super::{Context, print_json};
-use crate::calibration::Calibration;
 use crate::compile::{Outcome, Request, compile};
 use crate::failure::{Exit, Failure};
 use crate::progress::{print, say};
+use crate::statistics::Statistics;
 use crate::target::Target;
 use crate::watch::Watch;
 
@@ -42,18 +43,14 @@ pub(super) struct Args {
     /// The passes to run in place of the target's own.
     #[arg(long, value_name = "PIPELINE")]
     passes: Option<String>,
-    /// What activations are measured on: `builtin`, `self` (the model writes it), or a text file.
-    #[arg(long, value_name = "FILE|builtin|self", default_value = "builtin")]
-    calib: Calibration,
-    /// Token ids to calibrate on: `input_ids`, [windows, length], of a safetensors file.
-    #[arg(long, value_name = "FILE", conflicts_with = "calib")]
-    calib_ids: Option<PathBuf>,
-    /// At most so many calibration windows.
-    #[arg(long, default_value_t = 64, value_name = "N")]
-    samples: usize,
-    /// Tokens in a calibration window.
-    #[arg(long, default_value_t = 512, value_name = "N")]
-    seqlen: usize,
+    #[command(flatten)]
+    calibration: CalibrationArgs,
+    /// Keep the statistics of the activations in this folder, for other compiles of the same model.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["profile", "resume"])]
+    save_profile: Option<PathBuf>,
+    /// Take the statistics of the activations from this folder instead of running calibration text.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["calib", "calib_ids"])]
+    profile: Option<PathBuf>,
     /// Print the time of each pass.
     #[arg(long)]
     timing: bool,
@@ -82,23 +79,26 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     if !Quant::BITS.contains(&args.bits) {
         return Err(Failure::new(Exit::Usage, format!("--bits {}: 2, 3, 4 or 8 are supported", args.bits)));
     }
-    if args.samples == 0 || args.seqlen < 2 {
-        return Err(Failure::new(Exit::Usage, "at least one calibration window of two tokens is needed"));
-    }
     let quant = Quant { bits: args.bits, symmetric: args.symmetric, group };
     let out = args.output.clone().unwrap_or_else(|| {
         let stem = args.model.file_stem().map_or_else(|| "model".into(), |s| s.to_string_lossy().into_owned());
         PathBuf::from(format!("{stem}-{}-{quant}", target.name))
     });
+    let plan = args.calibration.plan(64)?;
     let request = Request {
         registry: &context.registry,
         model: &args.model,
         target,
         quant,
         pipeline: args.passes.clone(),
-        calibration: args.calib_ids.clone().map_or_else(|| args.calib.clone(), Calibration::Ids),
-        samples: args.samples,
-        seqlen: args.seqlen,
+        calibration: plan.calibration,
+        samples: plan.samples,
+        seqlen: plan.seqlen,
+        statistics: match (&args.save_profile, &args.profile) {
+            (Some(dir), _) => Statistics::Save(dir.clone()),
+            (None, Some(dir)) => Statistics::Load(dir.clone()),
+            (None, None) => Statistics::Gather,
+        },
         out,
         existing: if args.force { Existing::Replace } else { Existing::Refuse },
         resume: args.resume,

@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 
-use awqc_exec::HostExecutor;
+use awqc_exec::{Control, HostExecutor};
 use awqc_passes::pipeline::Pipeline;
 use awqc_passes::{Fidelity, RemarkKind, Remarks};
 
+use super::calibrate::CalibrationArgs;
 use super::{Context, print_json};
+use crate::compile::{profiles, windows};
 use crate::failure::{Exit, Failure};
 use crate::model::Model;
 use crate::progress::print;
@@ -21,10 +23,12 @@ pub(super) struct Args {
     /// The pass.
     #[arg(long)]
     pass: String,
-    /// The passes to run, this one among them; by default those of the target that come before it and change nothing
-    /// but the form.
+    /// The passes to run, this one among them; by default those of the target that come before it, for a pass that
+    /// changes nothing but the form only others of that kind.
     #[arg(long, value_name = "PIPELINE")]
     passes: Option<String>,
+    #[command(flatten)]
+    calibration: CalibrationArgs,
     /// Whose pipeline the pass belongs to.
     #[arg(long, default_value = "reference")]
     target: String,
@@ -36,13 +40,27 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
-    let Model { mut module, source, .. } = Model::open(&args.model)?;
+    let model = Model::open(&args.model)?;
     let pipeline = match &args.passes {
         Some(pipeline) => pipeline.clone(),
         None => before(context, args)?,
     };
     let mut manager = args.watch.manager(&context.registry, &pipeline, &context.interrupt)?;
-    let mut exec = HostExecutor::new(source);
+    let control = Control::new().with_interrupt(context.interrupt.flag());
+    let mut exec = HostExecutor::new(model.source.clone()).with_control(control);
+    if profiles(&pipeline) {
+        // A few windows tell enough to explain a decision.
+        let plan = args.calibration.plan(4)?;
+        exec = exec.with_calibration(&windows(
+            &model,
+            &plan.calibration,
+            plan.samples,
+            plan.seqlen,
+            &context.interrupt,
+            context.quiet,
+        )?)?;
+    }
+    let mut module = model.module;
     let mut remarks = Remarks::default();
     let done = manager.run_module(&mut module, &mut exec, &mut remarks, &mut |e| args.watch.show(e));
     let own: Vec<_> = remarks.list.iter().filter(|r| r.pass == args.pass).collect();
@@ -64,7 +82,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     done.map(|_| ()).map_err(|e| crate::compile::pass_failure(&e))
 }
 
-/// The structural passes of the target before this one, and it.
+/// The passes of the target before this one, and it. A structural pass needs only other structural ones.
 fn before(context: &Context, args: &Args) -> Result<String, Failure> {
     let Some(info) = context.registry.get(&args.pass) else {
         // The manager's own message names the nearest pass.
@@ -81,7 +99,9 @@ fn before(context: &Context, args: &Args) -> Result<String, Failure> {
     pipeline.steps.truncate(at);
     let structural =
         |name: &str| context.registry.get(name).is_some_and(|p| p.fidelity == Fidelity::Exact) && name != "profile";
-    pipeline.steps.retain(|s| structural(&s.name));
+    if structural(&info.name) {
+        pipeline.steps.retain(|s| structural(&s.name));
+    }
     let mut text = pipeline.to_string();
     if !text.is_empty() {
         text.push(',');

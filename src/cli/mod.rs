@@ -1,5 +1,6 @@
 //! The command line: one module a subcommand. Results go to standard output, everything else to standard error.
 
+mod calibrate;
 mod compile;
 mod diff;
 mod dump;

@@ -3,11 +3,12 @@
 
 use awqc_ir::{Dim, Module, Name, Region, TensorSource, Verified};
 use awqc_passes::{ExecError, Tensor};
+use burn_backend::TensorMetadata;
 use rayon::prelude::*;
 
 use crate::chain;
 use crate::control::Control;
-use crate::host::Host;
+use crate::host::{self, Host};
 use crate::interp::{Interpreter, Val, Weights};
 
 /// Bytes of logits in one chunk, unless one row is more.
@@ -121,9 +122,11 @@ impl Ready<'_> {
         let whole = cut.is_none();
         let inputs = cut.unwrap_or_else(|| inputs.clone());
         let out = interpreter.run(self.head, &self.weights, inputs, None, &mut |_, _| Ok(()))?;
-        let out = out.first().ok_or_else(|| ExecError::Tensor("the module returns nothing".into()))?.to_tensor()?;
-        let vocab = out.cols();
-        let mut data = out.data;
+        let Some(Val::Float(out)) = out.into_iter().next() else {
+            return Err(ExecError::Tensor("the module returns no logits".into()));
+        };
+        let vocab = out.shape().last().copied().unwrap_or(0);
+        let mut data = host::take(out);
         if whole {
             data.truncate((piece.first + piece.len) * vocab);
             data.drain(..(piece.first * vocab).min(data.len()));

@@ -19,7 +19,8 @@ use burn_ndarray::NdArray;
 
 pub use attention::HostCache;
 pub use view::floats;
-use view::{shape_of, take, tensor};
+pub(crate) use view::take;
+use view::{shape_of, tensor};
 
 use crate::interp::ExecBackend;
 use crate::interp::ops::embedding;

@@ -22,7 +22,7 @@ pub fn floats(t: &NdArrayTensor) -> Cow<'_, [f32]> {
 }
 
 /// The numbers as a vector: the tensor's own memory if nothing else uses it.
-pub(super) fn take(t: NdArrayTensor) -> Vec<f32> {
+pub(crate) fn take(t: NdArrayTensor) -> Vec<f32> {
     match t {
         NdArrayTensor::F32(storage) if storage.is_unique() && storage.view().is_standard_layout() => {
             let len = storage.view().len();
