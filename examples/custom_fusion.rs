@@ -1,7 +1,7 @@
 //! An `awqc` with a fusion of its own: this whole file is the tool. `docs/write-a-pass.md` walks through it.
 //!
 //!     cargo run --example custom_fusion -- passes
-//!     cargo run --example custom_fusion -- opt block.awqir --passes fuse-attention-out
+//!     cargo run --example custom_fusion -- opt examples/block.awqir --passes fuse-attention-out
 
 use std::process::ExitCode;
 

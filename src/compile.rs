@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use awqc_exec::emit::{self, EmitCx, EmitError, Emitter, Existing, HfAwq, Reference, Staging};
 use awqc_exec::{Control, HostExecutor};
-use awqc_ir::{Op, Operand, Quant, Region, verify::verify};
+use awqc_frontends::Kind;
+use awqc_ir::{Group, Op, Operand, Quant, Region, verify::verify};
 use awqc_passes::manager::{Manager, ManagerError, ManagerErrorKind, ModuleCx, shared_tensors};
 use awqc_passes::{ExecError, Executor, PassError, Registry, Remark, Remarks};
 use serde::Serialize;
@@ -16,11 +17,11 @@ use crate::failure::{Exit, Failure};
 use crate::generate;
 use crate::interrupt::Interrupt;
 use crate::model::Model;
-use crate::progress::Progress;
+use crate::progress::{Progress, say};
 use crate::resume::{Work, fingerprint};
 use crate::rss;
 use crate::statistics::{Folder, Statistics};
-use crate::target::{Format, Target};
+use crate::target::{Format, Target, fill};
 use crate::watch::Watch;
 
 /// What to compile, and how.
@@ -33,6 +34,8 @@ pub struct Request<'a> {
     pub target: &'static Target,
     /// The quantization of linear weights.
     pub quant: Quant,
+    /// Bits of the output head, for targets that round it: 8 or 16.
+    pub head_bits: u8,
     /// In place of the target's own pipeline.
     pub pipeline: Option<String>,
     /// Where calibration tokens come from.
@@ -140,10 +143,20 @@ impl Tally {
 /// then left behind.
 pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     let start = Instant::now();
-    let pipeline = request.pipeline.clone().unwrap_or_else(|| request.target.pipeline(request.quant));
+    let own = request.pipeline.as_deref().unwrap_or(request.target.pipeline);
+    let pipeline = fill(own, request.quant, request.head_bits);
     let mut manager = request.watch.manager(request.registry, &pipeline, request.interrupt)?;
     let staging = Staging::create(&request.out, request.existing).map_err(emit_failure)?;
     let model = Model::open(request.model)?;
+    if model.kind == Kind::Text {
+        return Err(Failure::new(
+            Exit::BadInput,
+            format!("{}: IR text has no tensors to compile", request.model.display()),
+        )
+        .help("give a checkpoint; `awqc opt` runs passes on text"));
+    }
+    refuse_overlap(request.model, &request.out)?;
+    model.notes.iter().for_each(|note| say(&format!("note: {note}")));
     verify(&model.module).map_err(|d| Failure::new(Exit::BadInput, d))?;
     refuse_quantized(&model.module)?;
     let extra = model.files.iter().map(|f| Ok(emit::ExtraFile { name: f.name.clone(), bytes: model.read(f)? }));
@@ -151,7 +164,19 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     let mut emitter: Box<dyn Emitter> = match request.target.format {
         Format::Artefact => Box::new(Reference::new(staging.path(), extra)),
         Format::HfAwq => {
-            emit::check(&model.module, request.quant).map_err(emit_failure)?;
+            if request.pipeline.is_none()
+                && let Err(error) = emit::check(&model.module, request.quant)
+            {
+                let fits = |g: &u32| {
+                    let quant = Quant { group: Group::Size(*g), ..request.quant };
+                    emit::check(&model.module, quant).is_ok()
+                };
+                let failure = emit_failure(error);
+                return Err(match [128, 64, 32, 16].iter().find(|g| fits(g)) {
+                    Some(g) => failure.help(format!("give --group {g}")),
+                    None => failure,
+                });
+            }
             Box::new(HfAwq::new(staging.path(), model.config.clone(), extra))
         }
     };
@@ -266,6 +291,16 @@ pub fn windows(
     calibration.windows(tokenizer.as_ref(), samples, seqlen, generate)
 }
 
+/// An output that is the model, or a folder around it, would take the model's place.
+fn refuse_overlap(model: &Path, out: &Path) -> Result<(), Failure> {
+    let (Ok(model), Ok(out)) = (model.canonicalize(), out.canonicalize()) else { return Ok(()) };
+    if model.starts_with(&out) {
+        return Err(Failure::new(Exit::Usage, format!("{}: the output would replace the model itself", out.display()))
+            .help("give another folder with -o"));
+    }
+    Ok(())
+}
+
 /// A model whose linears are quantized already is not compiled again: the loss would be counted twice.
 fn refuse_quantized(module: &awqc_ir::Module) -> Result<(), Failure> {
     for region in &module.regions {
@@ -338,6 +373,10 @@ fn emit_failure(error: EmitError) -> Failure {
         EmitError::Exists(_) => {
             Failure::new(Exit::Usage, error).help("give another folder with -o, or --force to replace it")
         }
+        EmitError::Foreign(_) => {
+            Failure::new(Exit::Usage, error).help("give another folder with -o, or remove that one yourself")
+        }
+        EmitError::Name(_) => Failure::new(Exit::Usage, error).help("give the new folder's name with -o"),
         EmitError::Io { .. } | EmitError::Duplicate(_) => Failure::new(Exit::Failed, error),
         EmitError::Unsupported(_) | EmitError::Layout { .. } => Failure::new(Exit::Unsupported, error),
         EmitError::Exec(error) => error.into(),

@@ -59,7 +59,7 @@ impl Failure {
 
     /// The user asked to stop.
     pub fn interrupted() -> Self {
-        Self::new(Exit::Interrupted, "interrupted: nothing was written")
+        Self::new(Exit::Interrupted, "interrupted")
     }
 }
 

@@ -3,6 +3,7 @@
 use awqc_exec::{Host, Logits, Session};
 use awqc_ir::verify::verify;
 
+use crate::engine::Engine;
 use crate::failure::{Exit, Failure};
 use crate::interrupt::Interrupt;
 use crate::model::Model;
@@ -39,7 +40,7 @@ pub fn session(model: &Model) -> Result<Session<Host>, Failure> {
 /// # Errors
 /// When the prompt is empty or holds a token outside the vocabulary. An interrupt ends the text, it is no failure.
 pub fn generate(
-    session: &mut Session<Host>,
+    engine: &mut dyn Engine,
     prompt: &[i32],
     settings: &Settings,
     interrupt: &Interrupt,
@@ -47,7 +48,7 @@ pub fn generate(
 ) -> Result<Vec<i32>, Failure> {
     let mut rng = fastrand::Rng::with_seed(settings.seed);
     let mut new = Vec::new();
-    let mut logits = session.forward(prompt, Logits::Last)?;
+    let mut logits = engine.forward(prompt, Logits::Last)?;
     while new.len() < settings.max_tokens && interrupt.check().is_ok() {
         let token = i32::try_from(settings.sampling.choose(&logits.data, &mut rng)).unwrap_or(i32::MAX);
         if settings.stop.contains(&token) {
@@ -57,7 +58,7 @@ pub fn generate(
         if !show(token) || new.len() == settings.max_tokens {
             break;
         }
-        logits = session.forward(&[token], Logits::Last)?;
+        logits = engine.forward(&[token], Logits::Last)?;
     }
     Ok(new)
 }
@@ -75,7 +76,7 @@ pub fn windows(
     interrupt: &Interrupt,
     quiet: bool,
 ) -> Result<Vec<Vec<i32>>, Failure> {
-    let vocabulary = vocabulary(model);
+    let vocabulary = model.vocabulary().and_then(|n| i32::try_from(n).ok()).unwrap_or(1).max(1);
     let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0 };
     let mut session = session(model)?;
     let mut progress = Progress::new("self-text", (count.div_ceil(BATCH) * length) as u64, quiet);
@@ -99,10 +100,4 @@ pub fn windows(
     }
     progress.finish();
     Ok(all)
-}
-
-/// The number of tokens that the model knows: the channels of its logits.
-fn vocabulary(model: &Model) -> i32 {
-    let logits = model.module.regions.last().and_then(|r| r.value(*r.results().first()?).ty.channels());
-    logits.and_then(|n| i32::try_from(n).ok()).unwrap_or(1).max(1)
 }

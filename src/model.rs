@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use awqc_frontends::{ExtraFile, Imported};
+use awqc_frontends::{ExtraFile, Imported, Kind};
 use awqc_ir::{Module, TensorSource, text};
 
 use crate::failure::{Exit, Failure};
@@ -19,6 +19,12 @@ pub struct Model {
     pub config: serde_json::Map<String, serde_json::Value>,
     /// Tokenizer and generation files that go with the model.
     pub files: Vec<ExtraFile>,
+    /// What people should know of it.
+    pub notes: Vec<String>,
+    /// What the path led to.
+    pub kind: Kind,
+    /// The target that an artefact was compiled for.
+    pub target: Option<String>,
 }
 
 impl Model {
@@ -29,8 +35,12 @@ impl Model {
     pub fn open(path: &Path) -> Result<Self, Failure> {
         let imported = awqc_frontends::open(path)
             .map_err(|e| Failure::new(if e.is_unsupported() { Exit::Unsupported } else { Exit::BadInput }, e))?;
-        let Imported { module, source, config, files, .. } = imported;
-        Ok(Self { module, source, config, files })
+        let Imported { module, source, config, files, notes, kind } = imported;
+        let target = std::fs::read(path.join("report.json"))
+            .ok()
+            .and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok())
+            .and_then(|report| Some(report.get("target")?.as_str()?.to_owned()));
+        Ok(Self { module, source, config, files, target, notes, kind })
     }
 
     /// The graph of an artefact as it was compiled, with the origin of every weight.
@@ -42,6 +52,12 @@ impl Model {
         let text = std::fs::read_to_string(&file)
             .map_err(|e| Failure::io(&file, &e).help("only an artefact that awqc compiled has a provenance"))?;
         text::parse(&text).map_err(|e| Failure::new(Exit::BadInput, format!("{}\n{e}", file.display())))
+    }
+
+    /// The number of tokens that the model knows: the channels of its logits.
+    pub fn vocabulary(&self) -> Option<u64> {
+        let head = self.module.regions.last()?;
+        head.value(*head.results().first()?).ty.channels()
     }
 
     /// A file that goes with the model.

@@ -61,8 +61,16 @@ pub fn say(line: &str) {
     drop(writeln!(std::io::stderr().lock(), "{line}"));
 }
 
-/// Text on standard output; `false` once nobody reads it any more.
+/// Text on standard output; `false` once nobody reads it any more. Where it cannot be written for another reason, such
+/// as a full disk, the program ends: whoever redirected it must not take a part for the whole.
 pub fn print(text: &str) -> bool {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => true,
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => false,
+        Err(e) => {
+            say(&format!("error: cannot write to standard output: {e}"));
+            std::process::exit(crate::failure::Exit::Failed as i32);
+        }
+    }
 }

@@ -11,9 +11,11 @@ pub fn registry() -> Registry {
         .with::<awqc_passes::awq_scale::AwqScale>()
         .with::<awqc_passes::awq_clip::AwqClip>()
         .with::<awqc_passes::quantize::Quantize>()
+        .with::<awqc_passes::quantize_head::QuantizeHead>()
         .with::<awqc_passes::fuse_qkv::FuseQkv>()
         .with::<awqc_passes::fuse_gate_up::FuseGateUp>()
         .with::<awqc_passes::fuse_norm::FuseNorm>()
         .with::<awqc_passes::fuse_rope::FuseRope>()
         .with::<awqc_passes::fuse_swiglu::FuseSwiglu>()
+        .with::<awqc_passes::pack::Pack>()
 }

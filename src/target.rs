@@ -1,5 +1,6 @@
 //! Targets: what can be compiled for. A target is data; `awqc targets` lists them.
 
+use awqc_cpu::Isa;
 use awqc_ir::{Group, Quant};
 
 use crate::failure::{Exit, Failure};
@@ -13,6 +14,13 @@ pub enum Format {
     HfAwq,
 }
 
+/// What a target for CPUs says of the kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cpu {
+    /// The instruction set that they use; the best that the machine has, if it does not say.
+    pub isa: Option<Isa>,
+}
+
 /// One target.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
@@ -20,16 +28,39 @@ pub struct Target {
     pub name: &'static str,
     /// One line for people.
     pub summary: &'static str,
-    /// The passes that it runs by default; `SCHEME` stands for the options of `quantize`.
+    /// The passes that it runs by default; `SCHEME` stands for the options of `quantize`,
+    /// `HEAD,` for the pass that rounds the output head.
     pub pipeline: &'static str,
     /// What is written.
     pub format: Format,
     /// The group size where none is asked for.
     pub group: u32,
+    /// For artefacts that the packed kernels run.
+    pub cpu: Option<Cpu>,
+}
+
+/// A CPU target. All have one layout, so that every machine runs every artefact; they differ in the instructions that
+/// the kernels may use.
+const fn cpu(name: &'static str, summary: &'static str, isa: Option<Isa>) -> Target {
+    Target {
+        name,
+        summary,
+        pipeline: "canonicalize,dce,profile,awq-scale,awq-clip,quantize{SCHEME},HEAD,\
+                   fuse-qkv,fuse-gate-up,fuse-norm,fuse-rope,fuse-swiglu,dce,pack{layout=r16}",
+        format: Format::Artefact,
+        group: 128,
+        cpu: Some(Cpu { isa }),
+    }
 }
 
 /// Every target.
 pub const TARGETS: &[Target] = &[
+    cpu("cpu-native", "packed kernels, with whatever the machine has that runs them", None),
+    cpu("cpu-avx2", "packed kernels for AVX2", Some(Isa::Avx2)),
+    cpu("cpu-avx512", "packed kernels for AVX-512", Some(Isa::Avx512)),
+    cpu("cpu-avx512vnni", "packed kernels for AVX-512 with VNNI", Some(Isa::Avx512Vnni)),
+    cpu("cpu-neon", "packed kernels for 64-bit ARM", Some(Isa::Neon)),
+    cpu("cpu-neon-dotprod", "packed kernels for 64-bit ARM with dot products", Some(Isa::NeonDotprod)),
     Target {
         name: "reference",
         summary: "a fused artefact that awqc runs by decoding the weights to f32",
@@ -37,6 +68,7 @@ pub const TARGETS: &[Target] = &[
                    fuse-qkv,fuse-gate-up,fuse-norm,fuse-rope,fuse-swiglu,dce",
         format: Format::Artefact,
         group: 128,
+        cpu: None,
     },
     Target {
         name: "hf-awq",
@@ -44,6 +76,7 @@ pub const TARGETS: &[Target] = &[
         pipeline: "profile,awq-scale,awq-clip,quantize{SCHEME}",
         format: Format::HfAwq,
         group: 128,
+        cpu: None,
     },
 ];
 
@@ -60,13 +93,19 @@ impl Target {
         })
     }
 
-    /// The default pipeline for a quantization.
-    pub fn pipeline(&self, quant: Quant) -> String {
-        let group = match quant.group {
-            Group::Size(g) => g.to_string(),
-            Group::Row => "row".to_owned(),
-        };
-        let symmetric = if quant.symmetric { ",symmetric" } else { "" };
-        self.pipeline.replace("SCHEME", &format!("bits={},group={group}{symmetric}", quant.bits))
+    /// The default pipeline for a quantization; a head of 16 bits stays as it is.
+    pub fn pipeline(&self, quant: Quant, head_bits: u8) -> String {
+        fill(self.pipeline, quant, head_bits)
     }
+}
+
+/// A pipeline with `SCHEME` and `HEAD,` replaced, see [`Target::pipeline`].
+pub fn fill(pipeline: &str, quant: Quant, head_bits: u8) -> String {
+    let group = match quant.group {
+        Group::Size(g) => g.to_string(),
+        Group::Row => "row".to_owned(),
+    };
+    let symmetric = if quant.symmetric { ",symmetric" } else { "" };
+    let head = if head_bits < 16 { format!("quantize-head{{bits={head_bits},group={group}}},") } else { String::new() };
+    pipeline.replace("HEAD,", &head).replace("SCHEME", &format!("bits={},group={group}{symmetric}", quant.bits))
 }

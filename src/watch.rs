@@ -63,6 +63,10 @@ impl Watch {
             }
         };
         let pipeline: Pipeline = pipeline.parse().map_err(|e| usage(&e))?;
+        if let (Some(path), false) = (&self.rewrites, pipeline.steps.iter().any(|s| s.name == "rewrites")) {
+            return Err(Failure::new(Exit::Usage, format!("{}: no pass applies these rules", path.display()))
+                .help("put `rewrites` into the pipeline, with --passes"));
+        }
         let options = Options {
             verify_each: !self.no_verify_each,
             check_each: self.check_each,

@@ -159,8 +159,12 @@ fn errors_have_their_code_and_leave_nothing_behind() {
         let left: Vec<_> = fs::read_dir(dir.path()).expect("a folder").flatten().map(|e| e.file_name()).collect();
         assert!(left.is_empty(), "{args:?} left {left:?}");
     };
-    fails(&compile(&model, &ids, &out, &["--passes", "profile,awq-scal"]), 2, "did you mean `awq-scale`");
-    fails(&compile(&model, &ids, &out, &["--passes", "quantize{bitz=4}"]), 2, "did you mean `bits`");
+    let passes = |text| ["compile", &model, "--calib-ids", &ids, "-o", &out, "-q", "--passes", text];
+    fails(&passes("profile,awq-scal"), 2, "did you mean `awq-scale`");
+    fails(&passes("quantize{bitz=4}"), 2, "did you mean `bits`");
+    fails(&[&passes("quantize")[..], &["--bits", "3"]].concat(), 2, "quantize{SCHEME}");
+    fails(&["compile", "examples/block.awqir", "-o", &out], 4, "no tensors");
+    fails(&compile(&golden("llama"), &ids, &golden("llama"), &["--force"]), 2, "is not replaced");
     fails(&compile(&model, &ids, &out, &["--bits", "5"]), 2, "2, 3, 4 or 8");
     fails(&compile(&model, &ids, &out, &["--target", "cuda-sm1"]), 3, "the targets are");
     fails(&["compile", "no-such-model", "-o", &out], 4, "no-such-model");
@@ -183,8 +187,72 @@ fn an_existing_output_is_kept_unless_told_otherwise() {
     assert_eq!(done.code, 2, "{}", done.err);
     assert!(done.err.contains("--force"), "{}", done.err);
     assert_eq!(fs::read_to_string(Path::new(&out).join("mine.txt")).expect("still there"), "precious");
+    let done = awqc(&compile(&model, &ids, &out, &["--force"]));
+    assert_eq!(done.code, 2, "a folder that is no output stays: {}", done.err);
+    assert_eq!(fs::read_to_string(Path::new(&out).join("mine.txt")).expect("still there"), "precious");
+    fs::remove_file(Path::new(&out).join("mine.txt")).expect("removed");
     assert_eq!(awqc(&compile(&model, &ids, &out, &["--force"])).code, 0);
-    assert!(!Path::new(&out).join("mine.txt").exists());
+    let first = contents(&out);
+    assert_eq!(awqc(&compile(&model, &ids, &out, &["--force", "--bits", "3"])).code, 0);
+    assert_ne!(first, contents(&out));
+    // An output around the model would take the model with it.
+    let (inside, around) = (path(&dir, "out/m"), path(&dir, "out"));
+    fs::create_dir(&inside).expect("a folder");
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(Path::new(&model).join(file), Path::new(&inside).join(file)).expect("copied");
+    }
+    let done = awqc(&compile(&inside, &ids, &around, &["--force"]));
+    assert_eq!(done.code, 2, "{}", done.err);
+    assert!(done.err.contains("replace the model itself"), "{}", done.err);
+    assert!(Path::new(&inside).join("model.safetensors").exists());
+}
+
+#[test]
+fn two_compiles_of_one_output_do_not_mix() {
+    let dir = scratch();
+    let (model, ids, out) = (golden("llama"), golden("llama/expected.safetensors"), path(&dir, "out"));
+    let alone = path(&dir, "alone");
+    assert_eq!(awqc(&compile(&model, &ids, &alone, &[])).code, 0);
+    let run = || awqc(&compile(&model, &ids, &out, &[])).code;
+    let codes = std::thread::scope(|s| [s.spawn(run), s.spawn(run)].map(|t| t.join().expect("a thread")));
+    assert!(codes.contains(&0) && codes.iter().all(|c| matches!(c, 0 | 2)), "{codes:?}");
+    assert_eq!(contents(&alone), contents(&out));
+    let left: Vec<_> = fs::read_dir(dir.path()).expect("a folder").flatten().map(|e| e.file_name()).collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+}
+
+#[test]
+fn a_cpu_artefact_runs_on_packed_weights() {
+    for name in ["llama", "gemma2", "opt", "gpt2", "qwen3"] {
+        let dir = scratch();
+        let (model, ids) = (golden(name), golden(&format!("{name}/expected.safetensors")));
+        let (packed, rows) = (path(&dir, "packed"), path(&dir, "rows"));
+        let done = awqc(&compile(&model, &ids, &packed, &["--target", "cpu-native", "--head-bits", "16"]));
+        assert_eq!(done.code, 0, "{name}: {}", done.err);
+        assert_eq!(awqc(&compile(&model, &ids, &rows, &[])).code, 0);
+        let perplexity = |dir: &str, more: &[&str]| {
+            let eval = json(&[&["eval", dir, "--ids", &ids, "--against", &rows, "--json", "-q"], more].concat());
+            (eval["perplexity"].as_f64().expect("a number"), eval["kl_divergence"].as_f64().expect("a number"))
+        };
+        // The same codes: exact activations give the same function, 8-bit ones nearly.
+        let (reference, _) = perplexity(&rows, &[]);
+        let (exact, kl) = perplexity(&packed, &["--act", "f32"]);
+        assert!((exact / reference - 1.0).abs() < 1e-4 && kl < 1e-6, "{name}: {exact} against {reference}, KL {kl}");
+        let (rounded, kl) = perplexity(&packed, &["--act", "int8"]);
+        assert!(
+            (rounded / reference - 1.0).abs() < 0.02 && kl < 0.01,
+            "{name}: {rounded} against {reference}, KL {kl}"
+        );
+    }
+    let dir = scratch();
+    let (model, ids, out) = (golden("llama"), golden("llama/expected.safetensors"), path(&dir, "out"));
+    assert_eq!(awqc(&compile(&model, &ids, &out, &["--target", "cpu-avx512vnni"])).code, 0);
+    assert!(fs::read_to_string(dir.path().join("out/module.awqir")).expect("a module").contains("u4g16@r16["));
+    let bench = json(&["bench", &out, "-p", "8", "-n", "4", "-r", "1", "--json"]);
+    assert_eq!(bench["tests"][1]["test"], "tg4", "{bench}");
+    let done = awqc(&["eval", &out, "--ids", &ids, "--ctx", "3"]);
+    assert_eq!(done.code, 2, "{}", done.err);
+    assert!(done.err.contains("there is room for 3"), "{}", done.err);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod check_each;
 mod cli;
+mod cpu;
 mod filetests;
 mod golden;
 mod models;

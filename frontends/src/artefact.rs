@@ -9,7 +9,6 @@ use serde_json::Map;
 use crate::error::{ImportError, Problems};
 use crate::file::read_small;
 use crate::open::{Imported, Kind, MAX_TEXT, extra_files, read_config};
-use crate::quantized::Scheme;
 use crate::safetensors::Safetensors;
 use crate::synthetic::Synthetic;
 
@@ -30,7 +29,7 @@ pub(crate) fn open_folder(folder: &Path) -> Result<Imported, ImportError> {
             format!("is missing: a compiled model has {MODULE} and {WEIGHTS}; compile it again"),
         ));
     }
-    let source = Safetensors::open(&weights)?;
+    let source = Safetensors::open_mapped(&weights)?;
     let problems = missing(&module, &source);
     if !problems.is_empty() {
         return Err(ImportError::Tensors { path: weights, problems: Problems(problems) });
@@ -99,15 +98,16 @@ fn missing(module: &Module, source: &dyn TensorSource) -> Vec<String> {
             let weight = region.weight(id);
             let names: Vec<String> = match &weight.expr {
                 WeightExpr::Source(name) => vec![region.tensor_name(name)],
-                WeightExpr::Packed { tensor, layout } => match layout {
-                    awqc_ir::Layout::AwqGemm => Scheme::parts(&region.tensor_name(tensor)).collect(),
-                    awqc_ir::Layout::Rows => {
-                        let symmetric = weight.ty.elem.quant().is_some_and(|q| q.symmetric);
-                        let parts: &[&str] =
-                            if symmetric { &[".codes", ".scales"] } else { &[".codes", ".scales", ".zeros"] };
-                        parts.iter().map(|p| format!("{}{p}", region.tensor_name(tensor))).collect()
-                    }
-                },
+                WeightExpr::Packed { tensor, layout } => {
+                    let stem = region.tensor_name(tensor);
+                    let (Some(quant), Some(&[rows, cols])) =
+                        (weight.ty.elem.quant(), weight.ty.const_shape().as_deref())
+                    else {
+                        continue;
+                    };
+                    let parts = layout.parts(quant, rows, cols);
+                    parts.into_iter().map(|(suffix, _, _)| format!("{stem}{suffix}")).collect()
+                }
                 WeightExpr::Param(_)
                 | WeightExpr::Mul { .. }
                 | WeightExpr::Div { .. }

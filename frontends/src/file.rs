@@ -1,8 +1,11 @@
-//! An open file that is read at positions: no mapping (a truncated mapping kills the process), no shared cursor.
+//! An open file that is read at positions, without a shared cursor. Checkpoints are not mapped: a file that another
+//! program truncates would kill the process. Compiled artefacts are, because kernels read them in place.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
 
 use crate::error::ImportError;
 
@@ -12,6 +15,7 @@ pub(crate) struct DataFile {
     pub(crate) path: PathBuf,
     pub(crate) len: u64,
     file: File,
+    map: Option<Mmap>,
 }
 
 impl DataFile {
@@ -21,7 +25,22 @@ impl DataFile {
         if !meta.is_file() {
             return Err(ImportError::path(path, "is not a regular file"));
         }
-        Ok(Self { path: path.to_owned(), len: meta.len(), file })
+        Ok(Self { path: path.to_owned(), len: meta.len(), file, map: None })
+    }
+
+    /// Maps the file into memory, for [`DataFile::mapped`].
+    pub(crate) fn map(&mut self) -> Result<(), ImportError> {
+        // SAFETY: nothing here relies on the bytes staying the same between two reads. A file that another program
+        // truncates while it is mapped ends this one with SIGBUS: artefacts are replaced by renaming, never in place.
+        let map = unsafe { Mmap::map(&self.file) }.map_err(|e| ImportError::io(&self.path, e))?;
+        self.map = Some(map);
+        Ok(())
+    }
+
+    /// `len` bytes from `at`, if the file is mapped and has them.
+    pub(crate) fn mapped(&self, at: u64, len: u64) -> Option<&[u8]> {
+        let (at, len) = (usize::try_from(at).ok()?, usize::try_from(len).ok()?);
+        self.map.as_ref()?.get(at..at.checked_add(len)?)
     }
 
     /// `len` bytes from `at`. Fails, before it allocates, where the file has fewer.

@@ -44,6 +44,16 @@ impl Safetensors {
         Ok(out)
     }
 
+    /// As [`Safetensors::open`], with the file mapped into memory: [`TensorSource::mapped`] then gives every tensor.
+    ///
+    /// # Errors
+    /// As there, and when the file cannot be mapped.
+    pub fn open_mapped(path: &Path) -> Result<Self, ImportError> {
+        let mut out = Self::open(path)?;
+        out.files.iter_mut().try_for_each(DataFile::map)?;
+        Ok(out)
+    }
+
     /// Opens every shard that an index names, and checks that index and shards agree.
     ///
     /// # Errors
@@ -124,6 +134,11 @@ impl TensorSource for Safetensors {
 
     fn info(&self, name: &str) -> Option<TensorInfo> {
         self.tensors.get(name).map(|t| t.info.clone())
+    }
+
+    fn mapped(&self, name: &str) -> Option<&[u8]> {
+        let place = self.tensors.get(name)?;
+        self.files.get(place.file)?.mapped(place.at, place.len)
     }
 
     fn read(&self, name: &str) -> Result<RawTensor, TensorError> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use awqc_ir::{Layout, Module, RawTensor, Stored, TensorError, TensorInfo, TensorSource, WeightExpr};
+use awqc_ir::{Module, RawTensor, Stored, TensorError, TensorInfo, TensorSource, WeightExpr};
 use half::f16;
 
 /// Largest tensor that is made up, in bytes.
@@ -27,21 +27,8 @@ impl Synthetic {
                 match (&weight.expr, weight.ty.elem.quant(), shape.as_slice()) {
                     (WeightExpr::Source(name), None, _) => add(name, "", Stored::F32, shape),
                     (WeightExpr::Packed { tensor, layout }, Some(quant), &[rows, cols]) => {
-                        let groups = quant.group.count(cols);
-                        match layout {
-                            Layout::Rows => {
-                                let bytes = cols.saturating_mul(usize::from(quant.bits)).div_ceil(8);
-                                add(tensor, ".codes", Stored::U8, vec![rows, bytes]);
-                                add(tensor, ".scales", Stored::F16, vec![rows, groups]);
-                                if !quant.symmetric {
-                                    add(tensor, ".zeros", Stored::U8, vec![rows, groups]);
-                                }
-                            }
-                            Layout::AwqGemm => {
-                                add(tensor, ".qweight", Stored::I32, vec![cols, rows / 8]);
-                                add(tensor, ".qzeros", Stored::I32, vec![groups, rows / 8]);
-                                add(tensor, ".scales", Stored::F16, vec![groups, rows]);
-                            }
+                        for (suffix, stored, shape) in layout.parts(quant, rows, cols) {
+                            add(tensor, suffix, stored, shape);
                         }
                     }
                     (

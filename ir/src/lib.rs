@@ -249,6 +249,7 @@ pub mod id;
 pub mod inline;
 pub mod module;
 pub mod op;
+pub mod panels;
 pub mod region;
 pub mod tensor;
 pub mod text;

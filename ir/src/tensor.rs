@@ -86,6 +86,11 @@ pub trait TensorSource: Send + Sync {
     /// When there is no such tensor, or its file cannot be read.
     fn read(&self, name: &str) -> Result<RawTensor, TensorError>;
 
+    /// The tensor's bytes where they lie, if the source maps its file into memory.
+    fn mapped(&self, _name: &str) -> Option<&[u8]> {
+        None
+    }
+
     /// Reads a tensor of float storage as f32, row-major.
     ///
     /// # Errors

@@ -5,6 +5,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::panels::Panels;
+use crate::tensor::Stored;
+
 /// A short immutable string: a name for people, or a symbolic dimension.
 pub type Name = Arc<str>;
 
@@ -210,11 +213,44 @@ pub enum Layout {
     /// AutoAWQ's GEMM layout: `.qweight` i32 `[in, out/8]`, `.qzeros` i32 `[groups, out/8]`, `.scales` f16
     /// `[groups, out]`; nibble `i` of a word holds column `[0,2,4,6,1,3,5,7][i]`. Four bits, asymmetric.
     AwqGemm,
+    /// Panels of 16 rows for CPU kernels: `.r16` u8 `[panels, bytes]`. A panel holds every group's scales (16 f16 each)
+    /// and, if asymmetric, zero points (16 bytes each), padded to 64 bytes, then blocks of 32 columns: eight quads of
+    /// 64 bytes, byte `4 r + i` of quad `p` for row `r` and column `4 p + i`, narrow codes sharing bytes plane by plane.
+    R16,
 }
 
 impl Layout {
     /// Every layout with its name in the text form.
-    pub const ALL: [(Layout, &'static str); 2] = [(Layout::Rows, "rows"), (Layout::AwqGemm, "awq_gemm")];
+    pub const ALL: [(Layout, &'static str); 3] =
+        [(Layout::Rows, "rows"), (Layout::AwqGemm, "awq_gemm"), (Layout::R16, "r16")];
+}
+
+impl Layout {
+    /// The stored parts of a `[rows, cols]` weight: suffix of the tensor's name, storage and shape. Empty when a size
+    /// overflows.
+    pub fn parts(self, quant: Quant, rows: usize, cols: usize) -> Vec<(&'static str, Stored, Vec<usize>)> {
+        let groups = quant.group.count(cols);
+        match self {
+            Layout::Rows => {
+                let bytes = cols.saturating_mul(usize::from(quant.bits)).div_ceil(8);
+                let mut parts =
+                    vec![(".codes", Stored::U8, vec![rows, bytes]), (".scales", Stored::F16, vec![rows, groups])];
+                if !quant.symmetric {
+                    parts.push((".zeros", Stored::U8, vec![rows, groups]));
+                }
+                parts
+            }
+            Layout::AwqGemm => vec![
+                (".qweight", Stored::I32, vec![cols, rows / 8]),
+                (".qzeros", Stored::I32, vec![groups, rows / 8]),
+                (".scales", Stored::F16, vec![groups, rows]),
+            ],
+            Layout::R16 => Panels::of(quant, rows, cols)
+                .map(|p| (".r16", Stored::U8, vec![p.panels(), p.panel_bytes()]))
+                .into_iter()
+                .collect(),
+        }
+    }
 }
 
 impl fmt::Display for Layout {
@@ -222,6 +258,7 @@ impl fmt::Display for Layout {
         f.write_str(match self {
             Layout::Rows => "rows",
             Layout::AwqGemm => "awq_gemm",
+            Layout::R16 => "r16",
         })
     }
 }

@@ -31,16 +31,19 @@ pub(super) struct Args {
     /// Keep finished layers in a work folder beside the output, and go on from there if an earlier run was killed.
     #[arg(long)]
     resume: bool,
-    /// Bits per weight: 2, 3, 4 or 8.
-    #[arg(long, default_value_t = 4)]
-    bits: u8,
+    /// Bits per weight: 2, 3, 4 or 8; 4 if not given.
+    #[arg(long)]
+    bits: Option<u8>,
     /// Weights that share a scale: a number, or `row` for a whole row. The target's own choice if not given.
     #[arg(long, value_name = "N|row")]
     group: Option<String>,
     /// Symmetric codes, without zero points.
     #[arg(long)]
     symmetric: bool,
-    /// The passes to run in place of the target's own.
+    /// Bits of the output head, for CPU targets: 8, or 16 to leave it as it is.
+    #[arg(long, default_value_t = 8)]
+    head_bits: u8,
+    /// The passes to run in place of the target's own; `quantize{SCHEME}` has the bits and groups of the flags.
     #[arg(long, value_name = "PIPELINE")]
     passes: Option<String>,
     #[command(flatten)]
@@ -76,20 +79,32 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
             }
         },
     };
-    if !Quant::BITS.contains(&args.bits) {
-        return Err(Failure::new(Exit::Usage, format!("--bits {}: 2, 3, 4 or 8 are supported", args.bits)));
+    let bits = args.bits.unwrap_or(4);
+    if !Quant::BITS.contains(&bits) {
+        return Err(Failure::new(Exit::Usage, format!("--bits {bits}: 2, 3, 4 or 8 are supported")));
     }
-    let quant = Quant { bits: args.bits, symmetric: args.symmetric, group };
+    let scheme_given = args.bits.is_some() || args.group.is_some() || args.symmetric;
+    if let (true, Some(passes)) = (scheme_given, &args.passes)
+        && !passes.contains("SCHEME")
+    {
+        return Err(Failure::new(Exit::Usage, "--bits, --group and --symmetric have no effect on these --passes")
+            .help("write the options into the pipeline, or `quantize{SCHEME}` for what the flags say"));
+    }
+    let quant = Quant { bits, symmetric: args.symmetric, group };
     let out = args.output.clone().unwrap_or_else(|| {
         let stem = args.model.file_stem().map_or_else(|| "model".into(), |s| s.to_string_lossy().into_owned());
         PathBuf::from(format!("{stem}-{}-{quant}", target.name))
     });
+    if !matches!(args.head_bits, 8 | 16) {
+        return Err(Failure::new(Exit::Usage, format!("--head-bits {}: 8 or 16 is needed", args.head_bits)));
+    }
     let plan = args.calibration.plan(64)?;
     let request = Request {
         registry: &context.registry,
         model: &args.model,
         target,
         quant,
+        head_bits: args.head_bits,
         pipeline: args.passes.clone(),
         calibration: plan.calibration,
         samples: plan.samples,

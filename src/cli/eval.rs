@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::{Context, print_json};
+use crate::engine::EngineArgs;
 use crate::evaluate::{evaluate, logits, save};
 use crate::failure::{Exit, Failure};
 use crate::metrics::Summary;
@@ -36,6 +37,8 @@ pub(super) struct Args {
     /// Fail with code 5 if the perplexity is above this.
     #[arg(long, value_name = "X")]
     max_perplexity: Option<f64>,
+    #[command(flatten)]
+    engine: EngineArgs,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -62,9 +65,10 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
         return Err(Failure::new(Exit::Usage, "--chunks 0 leaves nothing to evaluate"));
     }
     let against = args.against.as_deref().map(Model::open).transpose()?;
-    let summary = evaluate(&model, against.as_ref(), &windows, &context.interrupt, context.quiet)?;
+    let summary =
+        evaluate(&model, against.as_ref(), &args.engine, context.threads, &windows, &context.interrupt, context.quiet)?;
     if let Some(path) = &args.save_logits {
-        let (shape, data) = logits(&model, &windows, &context.interrupt, context.quiet)?;
+        let (shape, data) = logits(&model, &args.engine, context.threads, &windows, &context.interrupt, context.quiet)?;
         save(path, "logits", shape, &data)?;
     }
     if args.json {

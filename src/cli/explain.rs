@@ -91,11 +91,13 @@ fn before(context: &Context, args: &Args) -> Result<String, Failure> {
     let target = Target::find(&args.target)?;
     let scheme = awqc_ir::Quant { bits: 4, symmetric: false, group: awqc_ir::Group::Size(target.group) };
     let mut pipeline: Pipeline = target
-        .pipeline(scheme)
+        .pipeline(scheme, 8)
         .parse()
         .map_err(|e| Failure::new(Exit::Failed, format!("the target's pipeline: {e}")))?;
     let at = pipeline.steps.iter().position(|s| s.name == info.name).unwrap_or(pipeline.steps.len());
     let own = pipeline.steps.get(at).cloned();
+    // The searches before `quantize` want to know what it will do.
+    let quantize = pipeline.steps[at..].iter().skip(1).find(|s| s.name == "quantize").cloned();
     pipeline.steps.truncate(at);
     let structural =
         |name: &str| context.registry.get(name).is_some_and(|p| p.fidelity == Fidelity::Exact) && name != "profile";
@@ -106,5 +108,10 @@ fn before(context: &Context, args: &Args) -> Result<String, Failure> {
     if !text.is_empty() {
         text.push(',');
     }
-    Ok(text + &own.map_or_else(|| info.name.clone(), |s| Pipeline { steps: vec![s] }.to_string()))
+    let own = own.map_or_else(|| Pipeline { steps: Vec::new() }, |s| Pipeline { steps: vec![s] });
+    let mut last = if own.steps.is_empty() { info.name.clone() } else { own.to_string() };
+    if let (Some(quantize), false) = (quantize, structural(&info.name)) {
+        last = format!("{last},{}", Pipeline { steps: vec![quantize] });
+    }
+    Ok(text + &last)
 }

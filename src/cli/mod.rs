@@ -1,5 +1,6 @@
 //! The command line: one module a subcommand. Results go to standard output, everything else to standard error.
 
+mod bench;
 mod calibrate;
 mod compile;
 mod diff;
@@ -33,7 +34,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 unsupported model or target, 4 bad inpu
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Threads to use; all cores if not given. Results do not depend on it.
+    /// Threads to use; one for each core if not given. Results do not depend on it.
     #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,
     /// Show no progress.
@@ -59,6 +60,8 @@ enum Command {
     Eval(eval::Args),
     /// Generate text.
     Run(run::Args),
+    /// Measure speed: prompts, generation, single products.
+    Bench(bench::Args),
     /// List the passes.
     Passes(list::PassesArgs),
     /// List the targets.
@@ -72,6 +75,8 @@ struct Context {
     registry: Registry,
     interrupt: Interrupt,
     quiet: bool,
+    /// Threads of engines that have their own.
+    threads: usize,
 }
 
 /// Runs the program with these passes; see `src/main.rs`.
@@ -87,7 +92,8 @@ pub fn main(registry: Registry) -> ExitCode {
         // Fails only if the pool exists already, as in a library user's process: theirs then stands.
         drop(rayon::ThreadPoolBuilder::new().num_threads(n).build_global());
     }
-    let context = Context { registry, interrupt: Interrupt::on_ctrl_c(), quiet: cli.quiet };
+    let threads = cli.threads.unwrap_or_else(num_cpus::get_physical).max(1);
+    let context = Context { registry, interrupt: Interrupt::on_ctrl_c(), quiet: cli.quiet, threads };
     let done = match cli.command {
         Command::Compile(args) => compile::run(&context, &args),
         Command::Dump(args) => dump::run(&args),
@@ -97,6 +103,7 @@ pub fn main(registry: Registry) -> ExitCode {
         Command::Explain(args) => explain::run(&context, &args),
         Command::Eval(args) => eval::run(&context, &args),
         Command::Run(args) => run::run(&context, &args),
+        Command::Bench(args) => bench::run(&context, &args),
         Command::Passes(args) => list::passes(&context, &args),
         Command::Targets(args) => list::targets(&args),
         Command::Archs(args) => list::archs(&args),

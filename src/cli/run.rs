@@ -6,8 +6,9 @@ use serde_json::Value as Json;
 
 use super::{Context, print_json};
 use crate::chat::{Turn, render};
+use crate::engine::{EngineArgs, engine};
 use crate::failure::{Exit, Failure};
-use crate::generate::{Settings, generate, session};
+use crate::generate::{Settings, generate};
 use crate::model::Model;
 use crate::progress::print;
 use crate::sample::Sampling;
@@ -42,6 +43,8 @@ pub(super) struct Args {
     /// Start of the random numbers.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    #[command(flatten)]
+    engine: EngineArgs,
     /// Print one JSON object with prompt, text and tokens.
     #[arg(long)]
     json: bool,
@@ -63,7 +66,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
         sampling: Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p },
         seed: args.seed,
     };
-    let mut session = session(&model)?;
+    let mut engine = engine(&model, &args.engine, ids.len() + args.max_tokens, context.threads)?;
     let mut shown = String::new();
     let mut tokens = Vec::new();
     let mut show = |token: i32| {
@@ -75,7 +78,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
         shown.push_str(&new);
         args.json || print(&new)
     };
-    let new = generate(&mut session, &ids, &settings, &context.interrupt, &mut show)?;
+    let new = generate(engine.as_mut(), &ids, &settings, &context.interrupt, &mut show)?;
     if args.json {
         let text = tokenizer.decode(&new)?;
         return print_json(&serde_json::json!({ "prompt": prompt, "text": text, "prompt_ids": ids, "ids": new }));

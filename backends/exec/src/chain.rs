@@ -58,7 +58,7 @@ pub(crate) fn sequence(module: &Module) -> Option<Name> {
 
 /// Whether every row of the region's results depends on the same row of its inputs alone, so that rows can be computed
 /// apart.
-pub(crate) fn rowwise(region: &Region, fused: &[FusedDef]) -> bool {
+pub fn rowwise(region: &Region, fused: &[FusedDef]) -> bool {
     region.nodes().all(|(_, node)| match &node.op {
         Op::Sdpa(_) | Op::RopeTable(_) => false,
         Op::Fused(call) => fused.iter().find(|d| d.name == call.callee).is_some_and(|d| rowwise(&d.body, fused)),

@@ -16,6 +16,7 @@ pub mod session;
 pub mod stream;
 mod synthetic;
 
+pub use chain::rowwise;
 pub use control::{Control, Progress};
 pub use executor::HostExecutor;
 pub use host::Host;

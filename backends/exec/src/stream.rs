@@ -189,6 +189,6 @@ fn length(inputs: &[Val<Host>]) -> usize {
 }
 
 /// log Σ exp(row): with it, the log-probability of token `t` is `row[t] − log_sum_exp(row)`.
-pub fn log_sum_exp(row: &[f32]) -> f32 {
+pub fn log_sum_exp(row: &[f32]) -> f64 {
     crate::host::math::log_sum_exp(row)
 }

@@ -147,6 +147,16 @@ impl GgmlType {
     }
 }
 
+impl GgmlType {
+    /// Whether its numbers were rounded to fewer than 16 bits.
+    pub fn is_quantized(self) -> bool {
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => false,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::Q4K | Self::Q5K | Self::Q6K => true,
+        }
+    }
+}
+
 impl std::fmt::Display for GgmlType {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(TYPES.iter().find(|(_, ty, _)| ty == self).map_or("?", |(_, _, name)| name))

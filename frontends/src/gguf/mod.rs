@@ -7,6 +7,7 @@ pub mod reader;
 mod source;
 mod tokenizer;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::{Map, Value as Json};
@@ -77,6 +78,16 @@ impl Gguf {
         })?;
         let mut config = config::synthesise(&path, &self.header, section)?;
         let mut notes = Vec::new();
+        let rounded: BTreeSet<String> =
+            self.header.tensors.values().filter(|t| t.ty.is_quantized()).map(|t| t.ty.to_string()).collect();
+        if !rounded.is_empty() {
+            let types: Vec<String> = rounded.into_iter().collect();
+            notes.push(format!(
+                "{} holds rounded weights ({}): what they decode to is taken as the float model",
+                path.display(),
+                types.join(", ")
+            ));
+        }
         let files = tokenizer::synthesise(&path, &self.header, &mut config, &mut notes)?;
         let source = GgufSource::new(self.file, self.header, section, &mut config)?;
         Ok(Mapped { source, config, files, notes })

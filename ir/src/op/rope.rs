@@ -78,6 +78,16 @@ pub enum RopeScaling {
     },
 }
 
+impl RopeTable {
+    /// Whether the frequencies change with the length of the sequence.
+    pub fn depends_on_length(&self) -> bool {
+        match &self.scaling {
+            None | Some(RopeScaling::Linear { .. } | RopeScaling::Bands { .. } | RopeScaling::Yarn { .. }) => false,
+            Some(RopeScaling::Dynamic { .. } | RopeScaling::Long { .. }) => true,
+        }
+    }
+}
+
 impl OpInfo for RopeTable {
     const MNEMONIC: &'static str = "rope_table";
     const OPERANDS: &'static [Slot] = &[Slot::Value];

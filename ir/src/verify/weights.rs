@@ -91,7 +91,7 @@ fn quantized(ty: &Type, layout: Option<Layout>) -> Option<String> {
         Some(Layout::AwqGemm) if quant.bits != 4 || quant.symmetric || !rows.is_multiple_of(8) => {
             Some(format!("the layout awq_gemm holds 4-bit asymmetric weights with a multiple of 8 rows, not {ty}"))
         }
-        Some(Layout::AwqGemm | Layout::Rows) | None => None,
+        Some(Layout::AwqGemm | Layout::Rows | Layout::R16) | None => None,
     }
 }
 

@@ -52,8 +52,14 @@ pub enum EmitError {
     #[error("two tensors are called `{0}`")]
     Duplicate(String),
     /// The folder is there already.
-    #[error("{0} exists: give another output folder, or ask to replace it")]
+    #[error("{0} exists")]
     Exists(PathBuf),
+    /// The folder is there and was not written by this program.
+    #[error("{0} exists and is no output of awqc: it is not replaced")]
+    Foreign(PathBuf),
+    /// The path does not end in a name.
+    #[error("{0} is not a name for a new folder")]
+    Name(PathBuf),
 }
 
 fn hint(error: &io::Error) -> &'static str {

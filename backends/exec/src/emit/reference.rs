@@ -1,4 +1,5 @@
-//! The target `reference`: a folder that this crate's interpreter runs, and that needs nothing else.
+//! The artefact that awqc itself runs: a folder that this crate's interpreter runs, and that needs nothing else. Packed
+//! weights are stored in the layout that the pass `pack` chose, or else row by row.
 //!
 //! `weights.safetensors` holds every weight as it comes out of its expression; `module.awqir` is the module with every
 //! expression replaced by that tensor; `provenance.awqir` is the module as compiled, expressions and all.
@@ -76,16 +77,24 @@ impl Reference {
                 out.set_weight(id, WeightExpr::Source(name.into()), Type::new(ty.elem, ty.shape));
             }
             Realized::Quant(codes) => {
-                self.parts(out, id, &full, &codes)?;
-                let ty = Type { layout: Some(Layout::Rows), ..ty };
-                out.set_weight(id, WeightExpr::Packed { tensor: name.into(), layout: Layout::Rows }, ty);
+                let layout = ty.layout.unwrap_or(Layout::Rows);
+                self.parts(out, id, &full, &codes, layout)?;
+                let ty = Type { layout: Some(layout), ..ty };
+                out.set_weight(id, WeightExpr::Packed { tensor: name.into(), layout }, ty);
             }
         }
         Ok(())
     }
 
-    fn parts(&mut self, region: &Region, id: WeightId, stem: &str, codes: &Codes) -> Result<(), EmitError> {
-        let parts = layout::pack(codes, Layout::Rows).map_err(|source| EmitError::Layout {
+    fn parts(
+        &mut self,
+        region: &Region,
+        id: WeightId,
+        stem: &str,
+        codes: &Codes,
+        layout: Layout,
+    ) -> Result<(), EmitError> {
+        let parts = layout::pack(codes, layout).map_err(|source| EmitError::Layout {
             region: region.name.to_string(),
             weight: region.weight(id).name.as_deref().unwrap_or("").to_owned(),
             source,
@@ -149,7 +158,7 @@ fn packed_signature(def: &FusedDef) -> FusedDef {
     let params: Vec<WeightId> = def.body.params().iter().filter_map(|p: &Operand| p.weight()).collect();
     for id in params {
         let weight = def.body.weight(id).clone();
-        if weight.ty.elem.quant().is_some() {
+        if weight.ty.elem.quant().is_some() && weight.ty.layout.is_none() {
             def.body.set_weight(id, weight.expr, Type { layout: Some(Layout::Rows), ..weight.ty });
         }
     }

@@ -4,13 +4,13 @@ use awqc_ir::op::Sdpa;
 use burn_ndarray::NdArrayTensor;
 use rayon::prelude::*;
 
-use super::math::{simd, softmax, tanh};
+use super::math::{dot, simd, softmax, tanh};
 use super::matmul::{Into, Mat, product};
 use super::view::{floats, shape_of, tensor};
 use crate::interp::ops::sdpa::{NOT_CAUSAL, batch_differs, score_scale, sees};
 
-/// Query rows of one task.
-const ROWS: usize = 64;
+/// Query rows of one task: a function of the shape alone, so that results do not depend on the threads.
+pub const ROWS: usize = 32;
 
 /// Keys and values of earlier positions, one growing row-major buffer for each sequence.
 #[derive(Debug, Default)]
@@ -67,74 +67,123 @@ pub(super) fn sdpa(
             cache.sequences.iter().map(|s| (&s.k[..], &s.v[..])).collect()
         }
     };
-    let (heads, kv_heads) = (op.heads as usize, op.kv_heads as usize);
-    let head = Heads {
-        op,
-        heads,
-        share: heads / kv_heads,
-        width: key_channels / kv_heads,
-        out: channels / kv_heads,
-        key_channels,
-        channels,
-        seq,
-    };
-    let row = heads * head.out;
+    let heads = Heads::new(op, key_channels, channels);
+    let (row, stride) = (heads.outputs(), heads.queries());
     let mut out = vec![0.0; batch * seq * row];
     if !out.is_empty() {
         out.par_chunks_mut(seq * row).zip(pairs).enumerate().for_each(|(b, (out, (k, v)))| {
             let q = part(&q, b, batch);
-            out.par_chunks_mut(ROWS * row).enumerate().for_each(|(block, out)| head.block(block * ROWS, q, k, v, out));
+            out.par_chunks_mut(ROWS * row).enumerate().for_each(|(block, out)| {
+                let all = k.len() / key_channels.max(1);
+                let first = all - seq + block * ROWS;
+                let mut scores = Vec::new();
+                for h in 0..heads.count() {
+                    let queries = &q[block * ROWS * stride + h * heads.width..];
+                    let new = Rows { first, count: out.len() / row, q: queries, q_stride: stride, out_stride: row };
+                    heads.attend(h, &new, k, v, &mut scores, &mut out[h * heads.out..]);
+                }
+            });
         });
     }
     Ok(tensor(out, vec![batch, seq, row]))
 }
 
-/// The shape of one attention.
-struct Heads<'a> {
+/// The heads of one attention.
+pub struct Heads<'a> {
     op: &'a Sdpa,
-    heads: usize,
-    /// Query heads a key/value head.
-    share: usize,
     /// Channels of a query or key head.
-    width: usize,
+    pub width: usize,
     /// Channels of a value head.
-    out: usize,
+    pub out: usize,
     key_channels: usize,
     channels: usize,
-    /// New positions.
-    seq: usize,
+    scale: f32,
 }
 
-impl Heads<'_> {
-    /// Rows `first..` of one sequence, as many as `out` holds.
-    fn block(&self, first: usize, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) {
-        let (row, all) = (self.heads * self.out, k.len() / self.key_channels);
-        let (rows, past) = (out.len() / row, all - self.seq);
-        let stride = self.heads * self.width;
-        // The keys that some row of the block sees.
-        let end = if self.op.causal { (past + first + rows).min(all) } else { all };
+/// Query rows of one head.
+pub struct Rows<'a> {
+    /// Position of the first row in the sequence.
+    pub first: usize,
+    /// Number of rows.
+    pub count: usize,
+    /// The head's channels of the first row, `[width]`; the next row begins `q_stride` later.
+    pub q: &'a [f32],
+    /// See [`Rows::q`].
+    pub q_stride: usize,
+    /// Distance of rows in the output.
+    pub out_stride: usize,
+}
+
+impl<'a> Heads<'a> {
+    /// For keys of `key_channels` and values of `channels`, all heads together.
+    pub fn new(op: &'a Sdpa, key_channels: usize, channels: usize) -> Self {
+        let kv_heads = op.kv_heads as usize;
+        let width = key_channels / kv_heads;
+        let scale = score_scale(op, width) as f32;
+        Self { op, width, out: channels / kv_heads, key_channels, channels, scale }
+    }
+
+    /// Query heads.
+    pub fn count(&self) -> usize {
+        self.op.heads as usize
+    }
+
+    /// Channels of a row of queries.
+    pub fn queries(&self) -> usize {
+        self.count() * self.width
+    }
+
+    /// Channels of a row of the output.
+    pub fn outputs(&self) -> usize {
+        self.count() * self.out
+    }
+
+    /// Head `h` of some rows over `k`, `[all, key_channels]`, and `v`, `[all, channels]`, into the head's channels of
+    /// `out`. `scores` is scratch memory.
+    pub fn attend(&self, h: usize, rows: &Rows<'_>, k: &[f32], v: &[f32], scores: &mut Vec<f32>, out: &mut [f32]) {
+        let all = k.len() / self.key_channels.max(1);
+        let kv = h / (self.op.heads / self.op.kv_heads) as usize;
+        // The keys that some row sees.
+        let end = if self.op.causal { (rows.first + rows.count).min(all) } else { all };
         let window = self.op.window.and_then(|w| usize::try_from(w).ok());
-        let start = window.map_or(0, |w| (past + first + 1).saturating_sub(w));
+        let start = window.map_or(0, |w| (rows.first + 1).saturating_sub(w));
         let span = end - start;
-        let scale = score_scale(self.op, self.width) as f32;
-        let mut scores = vec![0.0; rows * span];
-        for h in 0..self.heads {
-            let kv = h / self.share;
-            let queries = Mat { data: &q[first * stride + h * self.width..], row: stride, col: 1 };
-            let keys = Mat { data: &k[start * self.key_channels + kv * self.width..], row: 1, col: self.key_channels };
-            product(rows, span, self.width, &mut scores, span, Into::Replace, queries, keys, scale);
+        scores.resize(rows.count * span, 0.0);
+        let keys = &k[start * self.key_channels + kv * self.width..];
+        let values = &v[start * self.channels + kv * self.out..];
+        if rows.count == 1 {
             simd(
                 #[inline(always)]
                 || {
-                    for (i, line) in scores.chunks_exact_mut(span).enumerate() {
-                        self.probabilities(line, past + first + i, start);
+                    let q = &rows.q[..self.width];
+                    for (j, s) in scores.iter_mut().enumerate() {
+                        *s = self.scale * dot(q, &keys[j * self.key_channels..j * self.key_channels + self.width]);
+                    }
+                    self.probabilities(scores, rows.first, start);
+                    let out = &mut out[..self.out];
+                    out.fill(0.0);
+                    for (j, s) in scores.iter().enumerate() {
+                        let value = &values[j * self.channels..j * self.channels + self.out];
+                        out.iter_mut().zip(value).for_each(|(o, v)| *o += s * v);
                     }
                 },
             );
-            let weights = Mat { data: &scores, row: span, col: 1 };
-            let values = Mat { data: &v[start * self.channels + kv * self.out..], row: self.channels, col: 1 };
-            product(rows, self.out, span, &mut out[h * self.out..], row, Into::Replace, weights, values, 1.0);
+            return;
         }
+        let queries = Mat { data: rows.q, row: rows.q_stride, col: 1 };
+        let keys = Mat { data: keys, row: 1, col: self.key_channels };
+        product(rows.count, span, self.width, scores, span, Into::Replace, queries, keys, self.scale);
+        simd(
+            #[inline(always)]
+            || {
+                for (i, line) in scores.chunks_exact_mut(span).enumerate() {
+                    self.probabilities(line, rows.first + i, start);
+                }
+            },
+        );
+        let weights = Mat { data: scores, row: span, col: 1 };
+        let values = Mat { data: values, row: self.channels, col: 1 };
+        product(rows.count, self.out, span, out, rows.out_stride, Into::Replace, weights, values, 1.0);
     }
 
     /// Scores of the query at `position` against the keys from `start` become probabilities.

@@ -36,42 +36,52 @@ pub(super) fn zip(a: NdArrayTensor, b: &NdArrayTensor, f: fn(&mut [f32], &[f32])
     tensor(data, shape)
 }
 
-pub(super) fn plus(a: &mut [f32], b: &[f32]) {
+/// `a += b`.
+#[inline(always)]
+pub fn plus(a: &mut [f32], b: &[f32]) {
     a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
 }
 
-pub(super) fn times(a: &mut [f32], b: &[f32]) {
+/// `a *= b`.
+#[inline(always)]
+pub fn times(a: &mut [f32], b: &[f32]) {
     a.iter_mut().zip(b).for_each(|(a, b)| *a *= b);
 }
 
+/// max(x, 0); NaN stays.
 #[inline(always)]
-pub(super) fn relu(x: &mut [f32]) {
+pub fn relu(x: &mut [f32]) {
     // Not `max`, which would turn NaN into 0 and hide it.
     x.iter_mut().for_each(|v| *v = if *v < 0.0 { 0.0 } else { *v });
 }
 
+/// `x · sigmoid(x)`.
 #[inline(always)]
-pub(super) fn silu(x: &mut [f32]) {
+pub fn silu(x: &mut [f32]) {
     x.iter_mut().for_each(|v| *v /= 1.0 + exp(-*v));
 }
 
+/// The Gaussian error linear unit, exactly.
 #[inline(always)]
-pub(super) fn gelu_erf(x: &mut [f32]) {
+pub fn gelu_erf(x: &mut [f32]) {
     x.iter_mut().for_each(|v| *v = 0.5 * *v * (1.0 + erf(*v * std::f32::consts::FRAC_1_SQRT_2)));
 }
 
+/// Its approximation by tanh.
 #[inline(always)]
-pub(super) fn gelu_tanh(x: &mut [f32]) {
+pub fn gelu_tanh(x: &mut [f32]) {
     const K: f32 = 0.797_884_6; // √(2/π)
     x.iter_mut().for_each(|v| *v = 0.5 * *v * (1.0 + tanh(K * (*v + 0.044_715 * *v * *v * *v))));
 }
 
+/// Its approximation by a sigmoid.
 #[inline(always)]
-pub(super) fn gelu_quick(x: &mut [f32]) {
+pub fn gelu_quick(x: &mut [f32]) {
     x.iter_mut().for_each(|v| *v *= sigmoid(1.702 * *v));
 }
 
+/// `at · tanh(x / at)`.
 #[inline(always)]
-pub(super) fn softcap(x: &mut [f32], at: f32) {
+pub fn softcap(x: &mut [f32], at: f32) {
     x.iter_mut().for_each(|v| *v = at * tanh(*v / at));
 }

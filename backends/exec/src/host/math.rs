@@ -2,17 +2,17 @@
 //! lanes. [`simd`] compiles its closure once for each instruction set and chooses at run time.
 
 /// Partial sums of a reduction: fixed, so that every machine adds in the same order.
-pub(crate) const LANES: usize = 16;
+pub const LANES: usize = 16;
 
 /// Runs `f` compiled for the widest vectors of this machine. `f` and what it calls must be `#[inline(always)]`.
 #[inline(always)]
-pub(crate) fn simd<R>(f: impl FnOnce() -> R) -> R {
+pub fn simd<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
 }
 
 /// eˣ to 2 units in the last place; 0 below −87.3 and +∞ above 88.7.
 #[inline(always)]
-pub(crate) fn exp(x: f32) -> f32 {
+pub fn exp(x: f32) -> f32 {
     const MAGIC: f32 = 12_582_912.0; // 1.5 · 2²³: adding it rounds to an integer
     const LN2_HI: f32 = 0.693_359_4;
     const LN2_LO: f32 = -2.121_944_4e-4;
@@ -39,13 +39,13 @@ pub(crate) fn exp(x: f32) -> f32 {
 
 /// 1 / (1 + e⁻ˣ).
 #[inline(always)]
-pub(crate) fn sigmoid(x: f32) -> f32 {
+pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
 /// Hyperbolic tangent to about 3e-7 relative.
 #[inline(always)]
-pub(crate) fn tanh(x: f32) -> f32 {
+pub fn tanh(x: f32) -> f32 {
     // Near 0 the exponential form cancels; the series does not.
     let s = x * x;
     let series = x + x * s * (-1.0 / 3.0 + s * (2.0 / 15.0 + s * (-17.0 / 315.0 + s * (62.0 / 2835.0))));
@@ -73,7 +73,7 @@ pub(crate) fn erf(x: f32) -> f32 {
 
 /// Sum of products.
 #[inline(always)]
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0.0f32; LANES];
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
     for (a, b) in a.iter().zip(b) {
@@ -87,7 +87,7 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 /// Sum.
 #[inline(always)]
-pub(crate) fn sum(a: &[f32]) -> f32 {
+pub fn sum(a: &[f32]) -> f32 {
     let mut sums = [0.0f32; LANES];
     let (chunks, rest) = a.as_chunks::<LANES>();
     for chunk in chunks {
@@ -100,7 +100,7 @@ pub(crate) fn sum(a: &[f32]) -> f32 {
 
 /// Largest number; −∞ for none.
 #[inline(always)]
-pub(crate) fn max(a: &[f32]) -> f32 {
+pub fn max(a: &[f32]) -> f32 {
     let mut best = [f32::NEG_INFINITY; LANES];
     let (chunks, rest) = a.as_chunks::<LANES>();
     for chunk in chunks {
@@ -126,7 +126,7 @@ fn fold(mut sums: [f32; LANES]) -> f32 {
 
 /// `row` becomes its softmax; a row that is −∞ throughout becomes 0.
 #[inline(always)]
-pub(crate) fn softmax(row: &mut [f32]) {
+pub fn softmax(row: &mut [f32]) {
     let top = max(row);
     let top = if top.is_finite() { top } else { 0.0 };
     for v in row.iter_mut() {
@@ -140,13 +140,13 @@ pub(crate) fn softmax(row: &mut [f32]) {
 }
 
 /// log Σ exp(row).
-pub(crate) fn log_sum_exp(row: &[f32]) -> f32 {
+pub(crate) fn log_sum_exp(row: &[f32]) -> f64 {
     simd(
         #[inline(always)]
         || {
             let top = max(row);
             if !top.is_finite() {
-                return top;
+                return f64::from(top);
             }
             let mut sums = [0.0f32; LANES];
             let (chunks, rest) = row.as_chunks::<LANES>();
@@ -156,7 +156,7 @@ pub(crate) fn log_sum_exp(row: &[f32]) -> f32 {
                 }
             }
             let rest: f32 = rest.iter().map(|v| exp(v - top)).sum();
-            top + (fold(sums) + rest).ln()
+            f64::from(top) + f64::from(fold(sums) + rest).ln()
         },
     )
 }

@@ -59,6 +59,15 @@ pub(crate) fn product(
     unsafe { out.product(m, n, k, stride, into, a, b, factor) }
 }
 
+/// `out[m,n] = x[m,k] · w[n,k]ᵀ` on the calling thread.
+///
+/// # Panics
+/// When a slice is too short.
+pub fn product_with_transposed(m: usize, n: usize, k: usize, x: &[f32], w: &[f32], out: &mut [f32]) {
+    let (x, w) = (Mat { data: x, row: k, col: 1 }, Mat { data: w, row: 1, col: k });
+    product(m, n, k, out, n, Into::Replace, x, w, 1.0);
+}
+
 /// Where a tile of a shared output begins.
 #[derive(Clone, Copy)]
 struct Target(*mut f32);

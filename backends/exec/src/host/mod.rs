@@ -4,12 +4,12 @@
 //! The kernels here read and write plain slices. They cut the work the same way on every machine, so results do not
 //! depend on the number of threads.
 
-mod attention;
-mod elementwise;
-pub(crate) mod math;
+pub mod attention;
+pub mod elementwise;
+pub mod math;
 pub(crate) mod matmul;
-mod norm;
-mod rotate;
+pub mod norm;
+pub mod rotate;
 mod view;
 
 use awqc_ir::op::{Embedding, GeluForm, LayerNorm, RmsNorm, Rope, Sdpa};
@@ -18,6 +18,7 @@ use burn_backend::tensor::{FloatTensor, IntTensor};
 use burn_ndarray::NdArray;
 
 pub use attention::HostCache;
+pub use matmul::product_with_transposed;
 pub use view::floats;
 pub(crate) use view::take;
 use view::{shape_of, tensor};

@@ -24,14 +24,18 @@ pub(super) fn rms(x: &mut [f32], width: usize, eps: f32, offset: f32, gain: Opti
         x,
         width,
         #[inline(always)]
-        |row| {
-            let k = 1.0 / (dot(row, row) / row.len() as f32 + eps).sqrt();
-            match &gain {
-                Some(gain) => row.iter_mut().zip(gain).for_each(|(x, g)| *x = *x * k * g),
-                None => row.iter_mut().for_each(|x| *x *= k),
-            }
-        },
+        |row| rms_row(row, eps, gain.as_deref()),
     );
+}
+
+/// `x / sqrt(mean(x²) + eps) · gain` for one row.
+#[inline(always)]
+pub fn rms_row(row: &mut [f32], eps: f32, gain: Option<&[f32]>) {
+    let k = 1.0 / (dot(row, row) / row.len() as f32 + eps).sqrt();
+    match gain {
+        Some(gain) => row.iter_mut().zip(gain).for_each(|(x, g)| *x = *x * k * g),
+        None => row.iter_mut().for_each(|x| *x *= k),
+    }
 }
 
 /// `(x − mean) / sqrt(var + eps) · gain + bias` for every row of `width`.
@@ -40,19 +44,23 @@ pub(super) fn layer(x: &mut [f32], width: usize, eps: f32, gain: Option<&[f32]>,
         x,
         width,
         #[inline(always)]
-        |row| {
-            let mean = sum(row) / row.len() as f32;
-            row.iter_mut().for_each(|x| *x -= mean);
-            let k = 1.0 / (dot(row, row) / row.len() as f32 + eps).sqrt();
-            row.iter_mut().for_each(|x| *x *= k);
-            if let Some(gain) = gain {
-                row.iter_mut().zip(gain).for_each(|(x, g)| *x *= g);
-            }
-            if let Some(bias) = bias {
-                row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
-            }
-        },
+        |row| layer_row(row, eps, gain, bias),
     );
+}
+
+/// `(x − mean) / sqrt(var + eps) · gain + bias` for one row.
+#[inline(always)]
+pub fn layer_row(row: &mut [f32], eps: f32, gain: Option<&[f32]>, bias: Option<&[f32]>) {
+    let mean = sum(row) / row.len() as f32;
+    row.iter_mut().for_each(|x| *x -= mean);
+    let k = 1.0 / (dot(row, row) / row.len() as f32 + eps).sqrt();
+    row.iter_mut().for_each(|x| *x *= k);
+    if let Some(gain) = gain {
+        row.iter_mut().zip(gain).for_each(|(x, g)| *x *= g);
+    }
+    if let Some(bias) = bias {
+        row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+    }
 }
 
 const _: () = assert!(LANES.is_power_of_two(), "partial sums are folded in halves");

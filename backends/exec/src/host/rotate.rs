@@ -24,24 +24,30 @@ impl Turn<'_> {
     pub(super) fn apply(&self, x: &mut [f32], seq: usize, channels: usize) {
         let (seq, channels) = (seq.max(1), channels.max(1));
         let pairs = self.cos.len() / seq;
-        let width = (channels / self.heads.max(1)).max(1);
         x.par_chunks_mut(ROWS * channels).enumerate().for_each(|(block, rows)| {
             simd(
                 #[inline(always)]
                 || {
                     for (r, row) in rows.chunks_exact_mut(channels).enumerate() {
-                        let s = (block * ROWS + r) % seq;
-                        let (cos, sin) = (&self.cos[s * pairs..(s + 1) * pairs], &self.sin[s * pairs..(s + 1) * pairs]);
-                        for head in row.chunks_exact_mut(width) {
-                            match self.interleaved {
-                                true => neighbours(head, cos, sin),
-                                false => halves(head, cos, sin),
-                            }
-                        }
+                        let at = (block * ROWS + r) % seq * pairs;
+                        let (cos, sin) = (&self.cos[at..at + pairs], &self.sin[at..at + pairs]);
+                        turn_row(row, self.heads, self.interleaved, cos, sin);
                     }
                 },
             );
         });
+    }
+}
+
+/// Turns the heads of one row by the angles of its position, `[P]`.
+#[inline(always)]
+pub fn turn_row(row: &mut [f32], heads: usize, interleaved: bool, cos: &[f32], sin: &[f32]) {
+    let width = (row.len() / heads.max(1)).max(1);
+    for head in row.chunks_exact_mut(width) {
+        match interleaved {
+            true => neighbours(head, cos, sin),
+            false => halves(head, cos, sin),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Physical layouts: between codes in memory, one a byte, and the tensors that a file holds.
 
 mod awq_gemm;
+pub mod r16;
 mod rows;
 
 use awqc_ir::{Layout, Quant, RawTensor, Stored, TensorInfo, TensorSource};
@@ -30,6 +31,7 @@ pub fn pack(codes: &Codes, layout: Layout) -> Result<Vec<Part>, LayoutError> {
     match layout {
         Layout::Rows => rows::pack(codes),
         Layout::AwqGemm => awq_gemm::pack(codes),
+        Layout::R16 => r16::pack(codes),
     }
 }
 
@@ -47,6 +49,7 @@ pub fn unpack(
     match layout {
         Layout::Rows => rows::unpack(quant, rows, cols, part),
         Layout::AwqGemm => awq_gemm::unpack(quant, rows, cols, part),
+        Layout::R16 => r16::unpack(quant, rows, cols, part),
     }
 }
 
@@ -58,6 +61,7 @@ pub fn fits(layout: Layout, quant: Quant, rows: usize, cols: usize) -> Result<()
     match layout {
         Layout::Rows => Ok(()),
         Layout::AwqGemm => awq_gemm::fits(quant, rows, cols),
+        Layout::R16 => r16::shape(quant, rows, cols).map(|_| ()),
     }
 }
 
@@ -160,6 +164,13 @@ mod tests {
             let group = group.map_or(Group::Row, Group::Size);
             let c = codes(Quant { bits, symmetric, group }, rows, cols, seed);
             prop_assert_eq!(round_trip(&c, Layout::Rows), c);
+        }
+
+        #[test]
+        fn r16_round_trips(bits in prop::sample::select(vec![2u8, 3, 4, 8]), symmetric: bool, group in prop::option::of(1u32..80), rows in 1usize..40, cols in 1usize..150, seed: u64) {
+            let group = group.map_or(Group::Row, Group::Size);
+            let c = codes(Quant { bits, symmetric, group }, rows, cols, seed);
+            prop_assert_eq!(round_trip(&c, Layout::R16), c);
         }
 
         #[test]

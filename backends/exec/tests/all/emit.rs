@@ -255,6 +255,8 @@ fn staging_is_all_or_nothing() {
     std::fs::create_dir_all(&target).unwrap();
     std::fs::write(target.join("old"), "").unwrap();
     assert!(matches!(Staging::create(&target, Existing::Refuse), Err(EmitError::Exists(_))));
+    assert!(matches!(Staging::create(&target, Existing::Replace), Err(EmitError::Foreign(_))));
+    std::fs::write(target.join("report.json"), "{}").unwrap();
     let stage = Staging::create(&target, Existing::Replace).unwrap();
     let partial = stage.path().to_owned();
     std::fs::write(partial.join("new"), "").unwrap();

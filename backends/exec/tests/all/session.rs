@@ -102,7 +102,7 @@ fn a_stream_gives_what_a_session_gives() {
     assert_eq!(pieces.iter().map(|p| p.len).collect::<Vec<_>>(), [12, 3, 128, 12]);
     let sums: Vec<f32> = pieces
         .iter()
-        .flat_map(|p| ready.logits(p).unwrap().data.chunks(50).map(log_sum_exp).collect::<Vec<_>>())
+        .flat_map(|p| ready.logits(p).unwrap().data.chunks(50).map(|r| log_sum_exp(r) as f32).collect::<Vec<_>>())
         .collect();
     let want = got.concat().chunks(50).map(|r| r.iter().map(|v| v.exp()).sum::<f32>().ln()).collect::<Vec<_>>();
     assert!(diff(&sums, &want) < 1e-5);

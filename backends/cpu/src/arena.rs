@@ -1,0 +1,94 @@
+//! The activations of a forward pass: one allocation, cut into slots that values share once they are dead.
+
+use std::cell::UnsafeCell;
+
+/// Where a value lives: `width` columns of a slot whose rows have `stride`. A part of a split is such a window, so
+/// splitting costs nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Columns of all slots before this one.
+    pub(crate) base: usize,
+    /// Columns of the slot.
+    pub(crate) stride: usize,
+    /// First column in the slot.
+    pub(crate) col: usize,
+    /// Columns of the value.
+    pub(crate) width: usize,
+}
+
+/// Slots of `capacity` rows each, one row a token.
+pub(crate) struct Arena {
+    cells: Vec<UnsafeCell<f32>>,
+    capacity: usize,
+}
+
+// SAFETY: the only access from several threads is through the unsafe functions below, whose callers promise that no
+// element is written by one thread while another reads or writes it.
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    /// Room for `columns` columns of `capacity` rows.
+    pub(crate) fn new(columns: usize, capacity: usize) -> Self {
+        Self { cells: (0..columns * capacity).map(|_| UnsafeCell::new(0.0)).collect(), capacity }
+    }
+
+    pub(crate) fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    fn start(&self, at: Place, row: usize) -> *mut f32 {
+        assert!(row < self.capacity && at.col + at.width <= at.stride);
+        let first = at.base * self.capacity + row * at.stride + at.col;
+        self.cells[first..first + at.width].as_ptr().cast_mut().cast()
+    }
+
+    /// A row of a value.
+    ///
+    /// # Safety
+    /// Nothing may write these elements while the slice lives.
+    pub(crate) unsafe fn row(&self, at: Place, row: usize) -> &[f32] {
+        // SAFETY: `start` checks the bounds; the caller excludes writers.
+        unsafe { std::slice::from_raw_parts(self.start(at, row), at.width) }
+    }
+
+    /// A row of a value, to write.
+    ///
+    /// # Safety
+    /// Nothing else may read or write these elements while the slice lives.
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn row_mut(&self, at: Place, row: usize) -> &mut [f32] {
+        // SAFETY: `start` checks the bounds; the caller excludes all others.
+        unsafe { std::slice::from_raw_parts_mut(self.start(at, row), at.width) }
+    }
+
+    /// Where rows `first..` of a value begin; they are `at.stride` apart.
+    ///
+    /// # Panics
+    /// When the rows are not in the slot.
+    pub(crate) fn pointer(&self, at: Place, rows: std::ops::Range<usize>) -> *mut f32 {
+        assert!(rows.end <= self.capacity && rows.start < rows.end);
+        self.start(at, rows.end - 1);
+        self.start(at, rows.start)
+    }
+
+    /// The rows of a value and what lies between them: `(rows − 1) · stride + width` elements.
+    ///
+    /// # Safety
+    /// Nothing may write these elements while the slice lives.
+    pub(crate) unsafe fn rows(&self, at: Place, rows: std::ops::Range<usize>) -> &[f32] {
+        let len = (rows.len() - 1) * at.stride + at.width;
+        // SAFETY: `pointer` checks the first and last row; the caller excludes writers.
+        unsafe { std::slice::from_raw_parts(self.pointer(at, rows), len) }
+    }
+
+    /// As [`Arena::rows`], to write.
+    ///
+    /// # Safety
+    /// Nothing else may read or write these elements while the slice lives, those between the rows included.
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn rows_mut(&self, at: Place, rows: std::ops::Range<usize>) -> &mut [f32] {
+        let len = (rows.len() - 1) * at.stride + at.width;
+        // SAFETY: `pointer` checks the first and last row; the caller excludes all others.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer(at, rows), len) }
+    }
+}

@@ -1,0 +1,139 @@
+//! What a lowered module consists of: stages over one arena.
+
+use std::borrow::Cow;
+
+use awqc_ir::Stored;
+use awqc_ir::op::{RopeTable, Sdpa};
+use awqc_ir::panels::Panels;
+
+use crate::arena::Place;
+
+/// The stages of a part of a module, in order. All members of the team are done with a stage before the next begins.
+pub(crate) struct Program<'a> {
+    pub(crate) stages: Vec<Stage<'a>>,
+    /// Columns of the arena.
+    pub(crate) columns: usize,
+    /// Where the caller puts the float inputs.
+    pub(crate) inputs: Vec<Place>,
+    /// Where the results are.
+    pub(crate) results: Vec<Place>,
+    /// Channels of keys and values of each KV cache.
+    pub(crate) caches: Vec<(usize, usize)>,
+    /// The shapes that the activations of packed linears are quantized for.
+    pub(crate) activations: Vec<Panels>,
+}
+
+/// What the team does between two barriers.
+pub(crate) enum Stage<'a> {
+    /// Steps that treat each token by itself. Members take tokens.
+    Rows(Vec<Row<'a>>),
+    /// A matrix product. Members take output channels.
+    Linear(Linear<'a>),
+    /// Attention. Members take heads and blocks of tokens.
+    Attend(Attend),
+}
+
+/// Integers that are given with every pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ints {
+    /// Token ids.
+    Ids,
+    /// Positions in the sequence.
+    Positions,
+}
+
+/// A step on one token's row. Steps with `at` change it in place.
+pub(crate) enum Row<'a> {
+    /// A row of a table.
+    Embed { table: Dense<'a>, of: Ints, offset: u32, out: Place },
+    /// The angles of the token's position.
+    Angles {
+        of: RopeTable,
+        /// Frequencies and factor, if they do not depend on the length of the sequence.
+        fixed: Option<(Vec<f64>, f64)>,
+        cos: Place,
+        sin: Place,
+    },
+    /// `to = from`.
+    Copy { from: Place, to: Place },
+    /// `x / sqrt(mean(x²) + eps) · gain` for each of `heads` parts; an offset is in the gain already.
+    RmsNorm { at: Place, heads: usize, eps: f32, gain: Option<Vec<f32>> },
+    /// `(x − mean) / sqrt(var + eps) · gain + bias`.
+    LayerNorm { at: Place, eps: f32, gain: Option<Vec<f32>>, bias: Option<Vec<f32>> },
+    /// Rotation of the heads.
+    Rope { at: Place, cos: Place, sin: Place, heads: usize, interleaved: bool },
+    /// A function of each element.
+    Map { at: Place, f: Map },
+    /// `at = f(at, by)`.
+    Zip { at: Place, by: Other, f: Zip },
+    /// The token's key and value go to a cache.
+    Remember { k: Place, v: Place, cache: usize },
+    /// The row as 8-bit activations.
+    Quantize { x: Place, to: usize },
+}
+
+/// Elementwise functions.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Map {
+    Silu,
+    GeluErf,
+    GeluTanh,
+    GeluQuick,
+    Relu,
+    Scale(f32),
+    Softcap(f32),
+}
+
+/// Elementwise functions of two operands.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Zip {
+    Add,
+    Mul,
+}
+
+/// The second operand of a [`Zip`].
+pub(crate) enum Other {
+    /// Another value.
+    Value(Place),
+    /// A parameter.
+    Parameter(Vec<f32>),
+}
+
+/// `out = x Wᵀ + bias`.
+pub(crate) struct Linear<'a> {
+    pub(crate) weight: Weight<'a>,
+    pub(crate) bias: Option<Vec<f32>>,
+    pub(crate) x: Place,
+    /// The quantized form of `x`, where the weight is packed.
+    pub(crate) quantized: Option<usize>,
+    pub(crate) out: Place,
+}
+
+/// The matrix of a linear.
+pub(crate) enum Weight<'a> {
+    /// Low-bit codes.
+    Packed {
+        /// The panels.
+        bytes: Cow<'a, [u8]>,
+        /// Their shape.
+        shape: Panels,
+    },
+    /// Floats.
+    Dense(Dense<'a>),
+}
+
+/// A float matrix, row-major, as it is stored.
+pub(crate) struct Dense<'a> {
+    pub(crate) bytes: Cow<'a, [u8]>,
+    pub(crate) stored: Stored,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+}
+
+/// Attention of the new tokens over a cache that holds them already.
+pub(crate) struct Attend {
+    pub(crate) op: Sdpa,
+    pub(crate) q: Place,
+    pub(crate) cache: usize,
+    pub(crate) out: Place,
+}

@@ -1,0 +1,495 @@
+//! A model ready to run: weights in place, caches and activations allocated, a team of threads.
+
+use std::borrow::Cow;
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use awqc_exec::Logits;
+use awqc_exec::host::attention::{Heads, ROWS, Rows};
+use awqc_exec::host::elementwise;
+use awqc_exec::host::math::simd;
+use awqc_exec::host::norm::{layer_row, rms_row};
+use awqc_exec::host::rotate::turn_row;
+use awqc_exec::interp::frequencies::frequencies;
+use awqc_ir::{TensorSource, Verified};
+use awqc_passes::Tensor;
+
+use crate::CpuError;
+use crate::arena::{Arena, Place};
+use crate::dense::BLOCK_ROWS;
+use crate::kernels::{self, Acts, FloatActs, Isa, OutTile, TILE};
+use crate::lower::{Input, lower};
+use crate::pool::{Member, Pool};
+use crate::program::{Attend, Ints, Linear, Map, Other, Program, Row, Stage, Weight, Zip};
+
+/// How a model runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Positions that the caches have room for.
+    pub context: usize,
+    /// Threads of the team.
+    pub threads: usize,
+    /// The instruction set of the packed kernels.
+    pub isa: Isa,
+    /// What packed linears multiply.
+    pub activations: Activations,
+}
+
+/// What packed linears multiply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Activations {
+    /// Activations rounded to 8 bits, with a scale for every 32 channels.
+    #[default]
+    Int8,
+    /// Activations as they are.
+    F32,
+}
+
+/// Tokens that go through the layers together.
+const CHUNK: usize = 256;
+/// Tokens that go through the head together: its results are as wide as the vocabulary.
+const HEAD_CHUNK: usize = 32;
+
+/// A model and the state of one sequence.
+pub struct Session<'a> {
+    body: Part<'a>,
+    head: Part<'a>,
+    caches: Vec<Cache>,
+    pool: Pool,
+    options: Options,
+    past: usize,
+    vocabulary: usize,
+    /// Token ids and positions of the current chunk.
+    ids: Vec<i32>,
+}
+
+/// A program and what it works on.
+struct Part<'a> {
+    program: Program<'a>,
+    arena: Arena,
+    /// Activations by shape and tile of tokens.
+    quantized: Vec<Vec<RwLock<Quantized>>>,
+    /// Memory of each member for intermediate results.
+    scratch: Vec<Mutex<Vec<f32>>>,
+}
+
+/// One tile of activations in the form that packed linears take.
+#[derive(Default)]
+struct Quantized {
+    int8: Acts,
+    float: FloatActs,
+}
+
+/// Keys and values of all positions, `[context, channels]`.
+struct Cache {
+    keys: Arena,
+    values: Arena,
+    k: Place,
+    v: Place,
+}
+
+impl<'a> Session<'a> {
+    /// Prepares a module: weights in the kernels' layout stay where `source` has mapped them, others are decoded or
+    /// packed now.
+    ///
+    /// # Errors
+    /// When a weight cannot be read, the machine lacks the instruction set, or the module uses an op in a form that
+    /// this back end does not know.
+    pub fn new(module: Verified<'_>, source: &'a dyn TensorSource, options: Options) -> Result<Self, CpuError> {
+        let module = module.module();
+        if !options.isa.is_available() {
+            return Err(CpuError::Feature(options.isa.name()));
+        }
+        let Some((last, layers)) = module.regions.split_last() else {
+            return Err(CpuError::Unsupported("the module has no regions".into()));
+        };
+        if !awqc_exec::rowwise(last, &module.fused) {
+            return Err(CpuError::Unsupported(format!("region {} mixes positions", last.name)));
+        }
+        let options = Options { context: options.context.max(1), ..options };
+        let inputs = [Input::Ints(Ints::Ids), Input::Ints(Ints::Positions)];
+        let (body, stream) = lower(layers, &module.fused, source, &inputs)?;
+        let (head, out) = lower(std::slice::from_ref(last), &module.fused, source, &stream)?;
+        let Some(Input::Float(vocabulary)) = out.first().copied() else {
+            return Err(CpuError::Unsupported("the module returns no logits".into()));
+        };
+        let cache = |(k, v): &(usize, usize)| {
+            let place = |width| Place { base: 0, stride: width, col: 0, width };
+            Cache {
+                keys: Arena::new(*k, options.context),
+                values: Arena::new(*v, options.context),
+                k: place(*k),
+                v: place(*v),
+            }
+        };
+        let pool = Pool::new(options.threads);
+        Ok(Self {
+            caches: body.caches.iter().map(cache).collect(),
+            body: Part::new(body, CHUNK.min(options.context), pool.count()),
+            head: Part::new(head, HEAD_CHUNK.min(options.context), pool.count()),
+            pool,
+            options,
+            past: 0,
+            vocabulary,
+            ids: Vec::new(),
+        })
+    }
+
+    /// Positions that have been seen since the last reset.
+    pub fn position(&self) -> usize {
+        self.past
+    }
+
+    /// How it runs.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Bytes of weights that are read for every token: all matrices but the embedding's.
+    pub fn bytes_per_token(&self) -> usize {
+        let stages = self.body.program.stages.iter().chain(&self.head.program.stages);
+        let bytes = stages.map(|stage| match stage {
+            Stage::Linear(Linear { weight: Weight::Packed { bytes, .. }, .. }) => bytes.len(),
+            Stage::Linear(Linear { weight: Weight::Dense(dense), .. }) => dense.bytes.len(),
+            Stage::Rows(_) | Stage::Attend(_) => 0,
+        });
+        bytes.sum()
+    }
+
+    /// Tokens that the model knows.
+    pub fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
+    /// Forgets all earlier positions.
+    pub fn reset(&mut self) {
+        self.past = 0;
+    }
+
+    /// The logits of `ids`, which continue what the session has seen since the last reset: `[ids, vocabulary]`, or
+    /// `[1, vocabulary]` for the last one.
+    ///
+    /// # Errors
+    /// When the sequence would be longer than the caches, or an id is outside the embedding table: nothing has changed
+    /// then.
+    pub fn forward(&mut self, ids: &[i32], logits: Logits) -> Result<Tensor, CpuError> {
+        let mut data = Vec::new();
+        self.forward_each(ids, logits, &mut |_, row| data.extend_from_slice(row))?;
+        Ok(Tensor { shape: vec![data.len() / self.vocabulary.max(1), self.vocabulary], data })
+    }
+
+    /// As [`Session::forward`]; gives every row of logits, with its index in `ids`, to `sink`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn forward_each(
+        &mut self,
+        ids: &[i32],
+        logits: Logits,
+        sink: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), CpuError> {
+        self.check(ids)?;
+        let length = self.past + ids.len();
+        for (i, chunk) in ids.chunks(self.body.arena.capacity()).enumerate() {
+            let first = i * self.body.arena.capacity();
+            self.ids.clear();
+            self.ids.extend_from_slice(chunk);
+            let work = Work { ids: &self.ids, past: self.past, length, caches: &self.caches, options: &self.options };
+            self.body.run(&mut self.pool, &work, chunk.len());
+            self.past += chunk.len();
+            let from = match logits {
+                Logits::All => 0,
+                Logits::Last if first + chunk.len() == ids.len() => chunk.len() - 1,
+                Logits::Last => continue,
+            };
+            for start in (from..chunk.len()).step_by(self.head.arena.capacity()) {
+                let count = self.head.arena.capacity().min(chunk.len() - start);
+                for (from, to) in self.body.program.results.iter().zip(&self.head.program.inputs) {
+                    for t in 0..count {
+                        // SAFETY: the team is idle: this thread alone uses the arenas, which are two.
+                        unsafe {
+                            self.head.arena.row_mut(*to, t).copy_from_slice(self.body.arena.row(*from, start + t))
+                        }
+                    }
+                }
+                let past = self.past - chunk.len() + start;
+                let work = Work { ids: &self.ids[start..], past, length, caches: &self.caches, options: &self.options };
+                self.head.run(&mut self.pool, &work, count);
+                for t in 0..count {
+                    // SAFETY: as above.
+                    sink(first + start + t, unsafe { self.head.arena.row(self.head.program.results[0], t) });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check(&self, ids: &[i32]) -> Result<(), CpuError> {
+        if self.past + ids.len() > self.options.context {
+            return Err(CpuError::Context { needed: self.past + ids.len(), room: self.options.context });
+        }
+        for stage in &self.body.program.stages {
+            let Stage::Rows(steps) = stage else { continue };
+            for step in steps {
+                let Row::Embed { table, of, offset, .. } = step else { continue };
+                let row = |id: i64| usize::try_from(id + i64::from(*offset)).is_ok_and(|row| row < table.rows);
+                let bad = match of {
+                    Ints::Ids => ids.iter().map(|id| i64::from(*id)).find(|id| !row(*id)),
+                    Ints::Positions => Some((self.past + ids.len()) as i64 - 1).filter(|last| !row(*last)),
+                };
+                if let Some(id) = bad {
+                    return Err(CpuError::Index { id, rows: table.rows });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a pass of a program is given.
+struct Work<'w> {
+    ids: &'w [i32],
+    /// Position of the first token.
+    past: usize,
+    /// Length of the sequence when the call is done.
+    length: usize,
+    caches: &'w [Cache],
+    options: &'w Options,
+}
+
+impl<'a> Part<'a> {
+    fn new(program: Program<'a>, capacity: usize, members: usize) -> Self {
+        let tiles = || (0..capacity.div_ceil(TILE)).map(|_| RwLock::default()).collect();
+        Self {
+            arena: Arena::new(program.columns, capacity),
+            quantized: program.activations.iter().map(|_| tiles()).collect(),
+            scratch: (0..members).map(|_| Mutex::default()).collect(),
+            program,
+        }
+    }
+
+    /// Runs all stages for `count` tokens.
+    fn run(&self, pool: &mut Pool, work: &Work<'_>, count: usize) {
+        pool.run(&|member| {
+            let mut scratch = self.scratch[member.index].lock().unwrap_or_else(PoisonError::into_inner);
+            for (i, stage) in self.program.stages.iter().enumerate() {
+                if i > 0 {
+                    member.wait();
+                }
+                match stage {
+                    Stage::Rows(steps) => self.rows(member, work, steps, count),
+                    Stage::Linear(linear) => self.linear(member, work, linear, count, &mut scratch),
+                    Stage::Attend(attend) => self.attend(member, work, attend, count, &mut scratch),
+                }
+            }
+        });
+    }
+
+    /// Each member takes whole tiles of tokens, so that it can round their activations too.
+    fn rows(&self, member: &Member<'_>, work: &Work<'_>, steps: &[Row<'_>], count: usize) {
+        let own = member.share(count, TILE);
+        for first in own.clone().step_by(TILE) {
+            let tile = first..(first + TILE).min(own.end);
+            for part in steps.split_inclusive(|s| matches!(s, Row::Quantize { .. })) {
+                for t in tile.clone() {
+                    part.iter().for_each(|step| self.row(work, step, t));
+                }
+                if let Some(Row::Quantize { x, to }) = part.last() {
+                    let shape = &self.program.activations[*to];
+                    // SAFETY: the tile's rows are this member's in this stage.
+                    let x = unsafe { self.arena.rows(*x, tile.clone()) };
+                    let mut quantized = write(&self.quantized[*to][first / TILE]);
+                    match work.options.activations {
+                        Activations::Int8 => quantized.int8.quantize(work.options.isa, shape, tile.len(), x),
+                        Activations::F32 => quantized.float.copy(shape, tile.len(), x),
+                    }
+                }
+            }
+        }
+    }
+
+    /// One step on one token.
+    fn row(&self, work: &Work<'_>, step: &Row<'_>, t: usize) {
+        // SAFETY: in this stage the token's rows belong to the calling member, and values that are used together have
+        // places that do not overlap, except where a step works in place and says so.
+        let (read, write) = unsafe { (|at: Place| self.arena.row(at, t), |at: Place| self.arena.row_mut(at, t)) };
+        match step {
+            Row::Embed { table, of, offset, out } => {
+                let id = match of {
+                    Ints::Ids => i64::from(work.ids[t]),
+                    Ints::Positions => (work.past + t) as i64,
+                };
+                table.row((id + i64::from(*offset)) as usize, write(*out));
+            }
+            Row::Angles { of, fixed, cos, sin } => {
+                let (frequencies, factor) = match fixed {
+                    Some((frequencies, factor)) => (Cow::Borrowed(frequencies), *factor),
+                    None => {
+                        let (frequencies, factor) = frequencies(of, work.length as u64);
+                        (Cow::Owned(frequencies), factor)
+                    }
+                };
+                angles(&frequencies, factor, work.past + t, write(*cos), write(*sin));
+            }
+            Row::Copy { from, to } => write(*to).copy_from_slice(read(*from)),
+            Row::RmsNorm { at, heads, eps, gain } => {
+                let row = write(*at);
+                let width = (row.len() / heads).max(1);
+                simd(
+                    #[inline(always)]
+                    || row.chunks_exact_mut(width).for_each(|part| rms_row(part, *eps, gain.as_deref())),
+                );
+            }
+            Row::LayerNorm { at, eps, gain, bias } => simd(
+                #[inline(always)]
+                || layer_row(write(*at), *eps, gain.as_deref(), bias.as_deref()),
+            ),
+            Row::Rope { at, cos, sin, heads, interleaved } => simd(
+                #[inline(always)]
+                || turn_row(write(*at), *heads, *interleaved, read(*cos), read(*sin)),
+            ),
+            Row::Map { at, f } => simd(
+                #[inline(always)]
+                || map(*f, write(*at)),
+            ),
+            Row::Zip { at, by, f } => {
+                let by = match by {
+                    Other::Value(at) => read(*at),
+                    Other::Parameter(numbers) => numbers,
+                };
+                simd(
+                    #[inline(always)]
+                    || match f {
+                        Zip::Add => elementwise::plus(write(*at), by),
+                        Zip::Mul => elementwise::times(write(*at), by),
+                    },
+                );
+            }
+            Row::Remember { k, v, cache } => {
+                let (cache, at) = (&work.caches[*cache], work.past + t);
+                // SAFETY: position `at` of the cache belongs to this token.
+                unsafe {
+                    cache.keys.row_mut(cache.k, at).copy_from_slice(read(*k));
+                    cache.values.row_mut(cache.v, at).copy_from_slice(read(*v));
+                }
+            }
+            // A whole tile at a time, see `rows`.
+            Row::Quantize { .. } => {}
+        }
+    }
+
+    fn linear(&self, member: &Member<'_>, work: &Work<'_>, linear: &Linear<'_>, count: usize, scratch: &mut Vec<f32>) {
+        let out = linear.out;
+        match &linear.weight {
+            Weight::Packed { bytes, shape } => {
+                let panels = member.share(shape.panels(), 1);
+                let rows = shape.panel_rows(panels.clone());
+                if rows.is_empty() {
+                    return;
+                }
+                let Some(to) = linear.quantized else { return };
+                for (i, first) in (0..count).step_by(TILE).enumerate() {
+                    let tile = first..(first + TILE).min(count);
+                    let quantized = read(&self.quantized[to][i]);
+                    // SAFETY: these channels of `out` are this member's in this stage.
+                    let out = unsafe { self.tile(out, tile, rows.clone()) };
+                    match work.options.activations {
+                        Activations::Int8 => {
+                            kernels::matmul_i8(work.options.isa, shape, bytes, panels.clone(), &quantized.int8, out);
+                        }
+                        Activations::F32 => {
+                            kernels::matmul_f32(work.options.isa, shape, bytes, panels.clone(), &quantized.float, out);
+                        }
+                    }
+                }
+                self.bias(linear, rows, count);
+            }
+            Weight::Dense(dense) => {
+                let rows = member.share(dense.rows, BLOCK_ROWS);
+                if rows.is_empty() {
+                    return;
+                }
+                // SAFETY: nobody writes `x` in this stage, and these channels of `out` are this member's.
+                let (x, tile) =
+                    unsafe { (self.arena.rows(linear.x, 0..count), self.tile(out, 0..count, rows.clone())) };
+                dense.multiply(rows.clone(), x, count, scratch, tile);
+                self.bias(linear, rows, count);
+            }
+        }
+    }
+
+    /// Some channels of some tokens of a value.
+    ///
+    /// # Safety
+    /// Nothing else may read or write them while the tile lives.
+    unsafe fn tile(&self, at: Place, tokens: std::ops::Range<usize>, rows: std::ops::Range<usize>) -> OutTile<'_> {
+        let at = Place { col: at.col + rows.start, width: rows.len(), ..at };
+        // SAFETY: `pointer` checks the bounds of the first and last token; the caller excludes all others.
+        unsafe { OutTile::from_raw(self.arena.pointer(at, tokens.clone()), tokens.len(), at.stride, rows.len()) }
+    }
+
+    fn bias(&self, linear: &Linear<'_>, rows: std::ops::Range<usize>, count: usize) {
+        let Some(bias) = &linear.bias else { return };
+        let at = Place { col: linear.out.col + rows.start, width: rows.len(), ..linear.out };
+        for t in 0..count {
+            // SAFETY: these channels are this member's in this stage.
+            elementwise::plus(unsafe { self.arena.row_mut(at, t) }, &bias[rows.clone()]);
+        }
+    }
+
+    /// One token: members take heads. More: blocks of tokens.
+    fn attend(&self, member: &Member<'_>, work: &Work<'_>, attend: &Attend, count: usize, scratch: &mut Vec<f32>) {
+        let Attend { op, q, cache, out } = attend;
+        let cache = &work.caches[*cache];
+        let heads = Heads::new(op, cache.k.width, cache.v.width);
+        let all = work.past + count;
+        // SAFETY: nobody writes the caches or `q` in this stage.
+        let (keys, values) = unsafe { (cache.keys.rows(cache.k, 0..all), cache.values.rows(cache.v, 0..all)) };
+        let mut block = |first: usize, n: usize, h: usize| {
+            let head = Place { col: q.col + h * heads.width, width: heads.width, ..*q };
+            let to = Place { col: out.col + h * heads.out, width: heads.out, ..*out };
+            // SAFETY: as above; the head's channels of these tokens of `out` are this member's.
+            let (q, out) =
+                unsafe { (self.arena.rows(head, first..first + n), self.arena.rows_mut(to, first..first + n)) };
+            let rows = Rows { first: work.past + first, count: n, q, q_stride: head.stride, out_stride: to.stride };
+            heads.attend(h, &rows, keys, values, scratch, out);
+        };
+        if count == 1 {
+            member.share(heads.count(), 1).for_each(|h| block(0, 1, h));
+            return;
+        }
+        // Later blocks see more keys: dealing them out one by one keeps the members equally busy.
+        for first in (0..count).step_by(ROWS).skip(member.index).step_by(member.count) {
+            (0..heads.count()).for_each(|h| block(first, ROWS.min(count - first), h));
+        }
+    }
+}
+
+#[inline(always)]
+fn map(f: Map, x: &mut [f32]) {
+    match f {
+        Map::Silu => elementwise::silu(x),
+        Map::GeluErf => elementwise::gelu_erf(x),
+        Map::GeluTanh => elementwise::gelu_tanh(x),
+        Map::GeluQuick => elementwise::gelu_quick(x),
+        Map::Relu => elementwise::relu(x),
+        Map::Scale(by) => x.iter_mut().for_each(|v| *v *= by),
+        Map::Softcap(at) => elementwise::softcap(x, at),
+    }
+}
+
+/// `cos` and `sin` of a position, `[P]`.
+fn angles(frequencies: &[f64], factor: f64, position: usize, cos: &mut [f32], sin: &mut [f32]) {
+    for ((cos, sin), f) in cos.iter_mut().zip(sin).zip(frequencies) {
+        let angle = position as f64 * f;
+        (*cos, *sin) = ((angle.cos() * factor) as f32, (angle.sin() * factor) as f32);
+    }
+}
+
+/// A lock that a failed thread left behind still guards plain numbers.
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}

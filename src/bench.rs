@@ -1,0 +1,240 @@
+//! Measuring speed: prompts and generation as llama-bench does it, single products, and the memory's own speed.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use awqc_cpu::kernels::{Acts, FloatActs, OutTile, matmul_f32, matmul_i8};
+use awqc_cpu::{Activations, Isa, Pool, Session};
+use awqc_exec::Logits;
+use awqc_exec::layout::r16::pack_codes;
+use awqc_ir::Quant;
+use awqc_ir::panels::Panels;
+use half::f16;
+use serde::Serialize;
+
+use crate::failure::{Exit, Failure};
+use crate::interrupt::Interrupt;
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Test {
+    /// A prompt of so many tokens, `ppN`.
+    Prompt(usize),
+    /// So many tokens one by one, `tgN`.
+    Generate(usize),
+}
+
+/// One row of results.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// `pp512`, `tg128`, `tg128@d1024`.
+    pub test: String,
+    /// Tokens per second: mean over the repetitions.
+    pub tokens_per_second: f64,
+    /// Standard deviation over the repetitions.
+    pub deviation: f64,
+    /// Median over the repetitions.
+    pub median: f64,
+    /// Bytes of weights per second, for generation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gigabytes_per_second: Option<f64>,
+    /// The same as a share of what reading memory alone reaches.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bandwidth_share: Option<f64>,
+    /// Median and 99th percentile of the time of one token, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_ms: Option<[f64; 2]>,
+}
+
+/// Mean, standard deviation and median.
+fn statistics(samples: &[f64]) -> (f64, f64, f64) {
+    let n = samples.len().max(1) as f64;
+    let mean = samples.iter().sum::<f64>() / n;
+    let variance = samples.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
+    (mean, variance.sqrt(), quantile(samples, 0.5))
+}
+
+fn quantile(samples: &[f64], q: f64) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = (q * sorted.len().saturating_sub(1) as f64).round() as usize;
+    sorted.get(at).copied().unwrap_or(f64::NAN)
+}
+
+/// Runs one test: a warm-up, then `repetitions`. Generation starts behind `depth` positions.
+///
+/// # Errors
+/// When the session has too little room, or the user interrupts.
+pub fn measure(
+    session: &mut Session<'_>,
+    test: Test,
+    depth: usize,
+    repetitions: usize,
+    bandwidth: f64,
+    interrupt: &Interrupt,
+) -> Result<Row, Failure> {
+    let mut rng = fastrand::Rng::with_seed(1);
+    let vocabulary = i32::try_from(session.vocabulary()).unwrap_or(i32::MAX).max(1);
+    let mut tokens = |n: usize| -> Vec<i32> { (0..n).map(|_| rng.i32(0..vocabulary)).collect() };
+    let (mut speeds, mut times) = (Vec::new(), Vec::new());
+    for repetition in 0..=repetitions {
+        interrupt.check()?;
+        session.reset();
+        if depth > 0 {
+            session.forward(&tokens(depth), Logits::Last)?;
+        }
+        let (count, start) = match test {
+            Test::Prompt(n) => {
+                let prompt = tokens(n);
+                let start = Instant::now();
+                session.forward_each(&prompt, Logits::Last, &mut |_, _| ())?;
+                (n, start)
+            }
+            Test::Generate(n) => {
+                let ids = tokens(n);
+                let start = Instant::now();
+                for id in &ids {
+                    let one = Instant::now();
+                    session.forward_each(&[*id], Logits::Last, &mut |_, _| ())?;
+                    if repetition > 0 {
+                        times.push(1e3 * one.elapsed().as_secs_f64());
+                    }
+                }
+                (n, start)
+            }
+        };
+        // The first is the warm-up.
+        if repetition > 0 {
+            speeds.push(count as f64 / start.elapsed().as_secs_f64());
+        }
+    }
+    let (tokens_per_second, deviation, median) = statistics(&speeds);
+    let name = match test {
+        Test::Prompt(n) => format!("pp{n}"),
+        Test::Generate(n) => format!("tg{n}"),
+    };
+    let read = (!times.is_empty()).then(|| 1e-9 * session.bytes_per_token() as f64 * median);
+    Ok(Row {
+        test: if depth > 0 { format!("{name}@d{depth}") } else { name },
+        tokens_per_second,
+        deviation,
+        median,
+        gigabytes_per_second: read,
+        bandwidth_share: read.map(|r| r / bandwidth),
+        token_ms: (!times.is_empty()).then(|| [quantile(&times, 0.5), quantile(&times, 0.99)]),
+    })
+}
+
+/// Bytes of the buffer that [`bandwidth`] reads: larger than caches.
+const PROBE: usize = 256 << 20;
+
+/// Gigabytes a second that `threads` threads read from memory, adding up what they read: the best of several rounds.
+pub fn bandwidth(threads: usize) -> f64 {
+    let numbers: Vec<u64> = (0..PROBE as u64 / 8).collect();
+    let mut pool = Pool::new(threads);
+    let rounds = (0..5).map(|_| {
+        let start = Instant::now();
+        pool.run(&|member| {
+            let own = &numbers[member.share(numbers.len(), 1 << 9)];
+            // Four streams side by side keep more reads in flight than one.
+            let quarter = own.len() / 4;
+            let (a, rest) = own.split_at(quarter);
+            let (b, rest) = rest.split_at(quarter);
+            let (c, d) = rest.split_at(quarter);
+            let mut sums = [0u64; 4];
+            for (((a, b), c), d) in a.chunks(32).zip(b.chunks(32)).zip(c.chunks(32)).zip(d.chunks(32)) {
+                for (sum, part) in sums.iter_mut().zip([a, b, c, d]) {
+                    *sum = sum.wrapping_add(part.iter().fold(0, |s, v| s ^ v));
+                }
+            }
+            black_box(sums);
+        });
+        1e-9 * PROBE as f64 / start.elapsed().as_secs_f64()
+    });
+    rounds.fold(0.0, f64::max)
+}
+
+/// One product of [`kernels`].
+#[derive(Clone, Debug, Serialize)]
+pub struct Kernel {
+    /// Output channels.
+    pub rows: usize,
+    /// Input channels.
+    pub cols: usize,
+    /// Tokens.
+    pub tokens: usize,
+    /// The instruction set.
+    pub isa: &'static str,
+    /// Median time in microseconds.
+    pub microseconds: f64,
+    /// Gigabytes of weights a second.
+    pub gigabytes_per_second: f64,
+    /// 10⁹ operations a second; a multiplication and an addition are two.
+    pub gigaops: f64,
+}
+
+/// The shapes that [`kernels`] measures: the linears of a 7B Llama.
+pub const SHAPES: [(usize, usize); 3] = [(4096, 4096), (11008, 4096), (4096, 11008)];
+
+/// Measures a product with weights that no cache holds.
+///
+/// # Errors
+/// When the shape is too large.
+pub fn kernel(
+    (rows, cols): (usize, usize),
+    tokens: usize,
+    quant: Quant,
+    isa: Isa,
+    act: Activations,
+    threads: usize,
+) -> Result<Kernel, Failure> {
+    let shape = Panels::of(quant, rows, cols)
+        .ok_or_else(|| Failure::new(Exit::Usage, format!("{quant}[{rows},{cols}] is too large")))?;
+    let mut rng = fastrand::Rng::with_seed(1);
+    let codes: Vec<u8> = (0..rows * cols).map(|_| rng.u8(..) >> (8 - quant.bits)).collect();
+    let scales = vec![f16::from_f32(0.01); rows * shape.groups()];
+    let zeros = vec![shape.middle(); scales.len()];
+    let bytes = pack_codes(&shape, &codes, &scales, &zeros);
+    // Copies are used in turn, so that each is out of the cache when its turn comes.
+    let copies: Vec<Vec<u8>> = (0..PROBE.div_ceil(bytes.len()).clamp(1, 8)).map(|_| bytes.clone()).collect();
+    let x: Vec<f32> = (0..tokens * cols).map(|_| rng.f32() - 0.5).collect();
+    let (mut rounded, mut exact) = (Acts::default(), FloatActs::default());
+    match act {
+        Activations::Int8 => rounded.quantize(isa, &shape, tokens, &x),
+        Activations::F32 => exact.copy(&shape, tokens, &x),
+    }
+    let mut outs: Vec<std::sync::Mutex<Vec<f32>>> = Vec::new();
+    outs.resize_with(threads, Default::default);
+    let mut pool = Pool::new(threads);
+    let (mut times, begin) = (Vec::new(), Instant::now());
+    for round in 0..200 {
+        let weights = &copies[round % copies.len()];
+        let start = Instant::now();
+        pool.run(&|member| {
+            let panels = member.share(shape.panels(), 1);
+            let own = shape.panel_rows(panels.clone()).len();
+            let Ok(mut out) = outs[member.index].lock() else { return };
+            out.resize(tokens * own, 0.0);
+            let out = OutTile::new(&mut out, tokens, own, own);
+            match act {
+                Activations::Int8 => matmul_i8(isa, &shape, weights, panels, &rounded, out),
+                Activations::F32 => matmul_f32(isa, &shape, weights, panels, &exact, out),
+            }
+        });
+        times.push(1e6 * start.elapsed().as_secs_f64());
+        if round >= 4 && begin.elapsed().as_secs_f64() > 1.0 {
+            break;
+        }
+    }
+    // The first touches the memory.
+    let microseconds = quantile(&times[1..], 0.5);
+    Ok(Kernel {
+        rows,
+        cols,
+        tokens,
+        isa: isa.name(),
+        microseconds,
+        gigabytes_per_second: 1e-3 * bytes.len() as f64 / microseconds,
+        gigaops: 2e-3 * (rows * cols * tokens) as f64 / microseconds,
+    })
+}

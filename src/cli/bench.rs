@@ -1,0 +1,176 @@
+//! `awqc bench`.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use awqc_cpu::Isa;
+use awqc_exec::Logits;
+use awqc_ir::{Group, Quant};
+use serde_json::json;
+
+use super::{Context, print_json};
+use crate::bench::{Row, SHAPES, Test, bandwidth, kernel, measure};
+use crate::engine::{EngineArgs, cpu};
+use crate::failure::{Exit, Failure};
+use crate::model::Model;
+use crate::progress::{print, say};
+use crate::rss;
+
+/// Measure speed.
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// The model, or `kernels` for single products.
+    model: PathBuf,
+    /// Tokens of the prompt; 0 leaves that test out.
+    #[arg(long, short = 'p', default_value_t = 512, value_name = "N")]
+    prompt: usize,
+    /// Tokens to generate; 0 leaves that test out.
+    #[arg(long, short = 'n', default_value_t = 128, value_name = "N")]
+    generate: usize,
+    /// Positions that are filled before generation starts.
+    #[arg(long, short = 'd', default_value_t = 0, value_name = "N")]
+    depth: usize,
+    /// Repetitions behind one warm-up.
+    #[arg(long, short = 'r', default_value_t = 5, value_name = "N")]
+    repetitions: usize,
+    /// How to print.
+    #[arg(long, value_name = "md|csv|json", default_value = "md")]
+    output: Output,
+    /// The same as --output json.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Output {
+    /// A markdown table.
+    Md,
+    /// Comma-separated values with a header.
+    Csv,
+    /// One JSON object.
+    Json,
+}
+
+pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
+    if args.repetitions == 0 {
+        return Err(Failure::new(Exit::Usage, "--repetitions 0 measures nothing"));
+    }
+    let output = if args.json { Output::Json } else { args.output };
+    if args.model.as_os_str() == "kernels" && !args.model.exists() {
+        return kernels(context, args, output);
+    }
+    let begin = Instant::now();
+    let model = Model::open(&args.model)?;
+    let room = args.depth + args.prompt.max(args.generate).max(1);
+    let mut session = cpu(&model, &args.engine, room, context.threads)?;
+    session.forward(&[0], Logits::Last)?;
+    let first_token = begin.elapsed().as_secs_f64();
+    let options = *session.options();
+    let bytes = session.bytes_per_token();
+    let limit = bandwidth(options.threads);
+    let tests = [Test::Prompt(args.prompt), Test::Generate(args.generate)];
+    let mut rows = Vec::new();
+    for test in tests.into_iter().filter(|t| !matches!(t, Test::Prompt(0) | Test::Generate(0))) {
+        rows.push(measure(&mut session, test, args.depth, args.repetitions, limit, &context.interrupt)?);
+    }
+    let name = args.model.file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy());
+    match output {
+        Output::Json => print_json(&json!({
+            "model": name,
+            "isa": options.isa.name(),
+            "threads": options.threads,
+            "bytes_per_token": bytes,
+            "load_to_first_token_seconds": first_token,
+            "read_gigabytes_per_second": limit,
+            "peak_rss_bytes": rss::peak(),
+            "tests": rows,
+        })),
+        Output::Md | Output::Csv => {
+            say(&format!(
+                "{:.1} MB of weights a token; memory reads {limit:.1} GB/s; load to first token {first_token:.2} s",
+                bytes as f64 / 1e6
+            ));
+            let header =
+                ["model", "isa", "threads", "test", "t/s", "±", "median", "GB/s", "% of read", "p50 ms", "p99 ms"];
+            let cells = |r: &Row| {
+                let number = |v: Option<f64>, digits: usize| v.map_or_else(String::new, |v| format!("{v:.digits$}"));
+                vec![
+                    name.to_string(),
+                    options.isa.name().to_owned(),
+                    options.threads.to_string(),
+                    r.test.clone(),
+                    format!("{:.2}", r.tokens_per_second),
+                    format!("{:.2}", r.deviation),
+                    format!("{:.2}", r.median),
+                    number(r.gigabytes_per_second, 1),
+                    number(r.bandwidth_share.map(|s| 100.0 * s), 0),
+                    number(r.token_ms.map(|t| t[0]), 2),
+                    number(r.token_ms.map(|t| t[1]), 2),
+                ]
+            };
+            print(&table(output, &header, rows.iter().map(cells)));
+            Ok(())
+        }
+    }
+}
+
+/// Single products over the instruction sets that the machine has.
+fn kernels(context: &Context, args: &Args, output: Output) -> Result<(), Failure> {
+    let quant = Quant { bits: 4, symmetric: false, group: Group::Size(128) };
+    let isas: Vec<Isa> = match args.engine.isa {
+        Some(isa) if !isa.is_available() => {
+            return Err(Failure::new(Exit::Unsupported, format!("this machine has no {isa}")));
+        }
+        Some(isa) => vec![isa],
+        None => Isa::available().into_iter().filter(|isa| *isa != Isa::Scalar).collect(),
+    };
+    let mut rows = Vec::new();
+    for shape in SHAPES {
+        for tokens in [1, 8, 32, 512] {
+            for isa in &isas {
+                context.interrupt.check()?;
+                rows.push(kernel(shape, tokens, quant, *isa, args.engine.act, context.threads)?);
+            }
+        }
+    }
+    let limit = bandwidth(context.threads);
+    if output == Output::Json {
+        return print_json(&json!({
+            "type": quant.to_string(),
+            "threads": context.threads,
+            "read_gigabytes_per_second": limit,
+            "kernels": rows,
+        }));
+    }
+    say(&format!("{quant}, {} threads; memory reads {limit:.1} GB/s", context.threads));
+    let header = ["rows", "cols", "tokens", "isa", "µs", "GB/s", "GOP/s"];
+    let cells = rows.iter().map(|k| {
+        vec![
+            k.rows.to_string(),
+            k.cols.to_string(),
+            k.tokens.to_string(),
+            k.isa.to_owned(),
+            format!("{:.0}", k.microseconds),
+            format!("{:.1}", k.gigabytes_per_second),
+            format!("{:.0}", k.gigaops),
+        ]
+    });
+    print(&table(output, &header, cells));
+    Ok(())
+}
+
+fn table(output: Output, header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let header = || header.iter().map(|h| (*h).to_owned()).collect::<Vec<_>>();
+    if output == Output::Csv {
+        let lines = std::iter::once(header()).chain(rows).map(|cells| cells.join(",") + "\n");
+        return lines.collect();
+    }
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::ASCII_MARKDOWN).set_header(header());
+    rows.for_each(|cells| {
+        table.add_row(cells);
+    });
+    format!("{table}\n")
+}

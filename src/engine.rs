@@ -1,0 +1,136 @@
+//! What runs a model: artefacts of a CPU target by the packed kernels, everything else by the reference executor.
+
+use awqc_cpu::{Activations, CpuError, Isa, Options};
+use awqc_exec::{Host, Logits, Session};
+use awqc_ir::verify::verify;
+use awqc_passes::Tensor;
+
+use crate::failure::{Exit, Failure};
+use crate::model::Model;
+use crate::progress::say;
+use crate::target::Target;
+
+/// A model that continues one sequence.
+pub trait Engine {
+    /// The logits of `ids`, which continue what has been seen since the last reset: `[…, vocabulary]`.
+    ///
+    /// # Errors
+    /// When there is no room for more positions, or an id is outside the vocabulary.
+    fn forward(&mut self, ids: &[i32], logits: Logits) -> Result<Tensor, Failure>;
+
+    /// Forgets all earlier positions.
+    fn reset(&mut self);
+}
+
+impl Engine for Session<Host> {
+    fn forward(&mut self, ids: &[i32], logits: Logits) -> Result<Tensor, Failure> {
+        Ok(Self::forward(self, ids, logits)?)
+    }
+
+    fn reset(&mut self) {
+        Self::reset(self);
+    }
+}
+
+impl Engine for awqc_cpu::Session<'_> {
+    fn forward(&mut self, ids: &[i32], logits: Logits) -> Result<Tensor, Failure> {
+        Ok(Self::forward(self, ids, logits)?)
+    }
+
+    fn reset(&mut self) {
+        Self::reset(self);
+    }
+}
+
+/// How to run a model, as the command line says it.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct EngineArgs {
+    /// Positions to make room for; what is needed if not given.
+    #[arg(long, value_name = "N")]
+    pub ctx: Option<usize>,
+    /// What packed linears multiply: activations rounded to 8 bits, or exact ones.
+    #[arg(long, value_name = "int8|f32", default_value = "int8", value_parser = activations)]
+    pub act: Activations,
+    /// The instruction set of the packed kernels; the best that the machine and the model's target have if not given.
+    #[arg(long, value_name = "ISA")]
+    pub isa: Option<Isa>,
+}
+
+fn activations(text: &str) -> Result<Activations, String> {
+    match text {
+        "int8" => Ok(Activations::Int8),
+        "f32" => Ok(Activations::F32),
+        other => Err(format!("`{other}`: int8 or f32 is needed")),
+    }
+}
+
+/// Whether packed kernels run this model.
+pub fn packed(model: &Model) -> bool {
+    target(model).is_some_and(|t| t.cpu.is_some())
+}
+
+fn target(model: &Model) -> Option<&'static Target> {
+    Target::find(model.target.as_deref()?).ok()
+}
+
+/// The engine for a model, with room for `context` positions unless `args` say otherwise.
+///
+/// # Errors
+/// When the module is invalid or a tensor cannot be read.
+pub fn engine<'m>(
+    model: &'m Model,
+    args: &EngineArgs,
+    context: usize,
+    threads: usize,
+) -> Result<Box<dyn Engine + 'm>, Failure> {
+    if packed(model) {
+        return Ok(Box::new(cpu(model, args, context, threads)?));
+    }
+    let module = verify(&model.module).map_err(|d| Failure::new(Exit::BadInput, d))?;
+    Ok(Box::new(Session::<Host>::new(module, model.source.as_ref(), Default::default())?))
+}
+
+/// As [`engine`], the packed kernels in any case: weights that are not packed are multiplied as they are.
+///
+/// # Errors
+/// As there, and when the machine lacks the instruction set that is asked for.
+pub fn cpu<'m>(
+    model: &'m Model,
+    args: &EngineArgs,
+    context: usize,
+    threads: usize,
+) -> Result<awqc_cpu::Session<'m>, Failure> {
+    let module = verify(&model.module).map_err(|d| Failure::new(Exit::BadInput, d))?;
+    let wanted = target(model).and_then(|t| t.cpu).and_then(|cpu| cpu.isa);
+    let isa = match (args.isa, wanted) {
+        (Some(isa), _) => isa,
+        (None, Some(isa)) if isa.is_available() => isa,
+        (None, Some(isa)) => {
+            let found = Isa::detect();
+            say(&format!(
+                "warning: the model was compiled for {isa}, which this machine lacks; its kernels for {found} run it"
+            ));
+            found
+        }
+        (None, None) => Isa::detect(),
+    };
+    let options = Options { context: args.ctx.unwrap_or(context), threads, isa, activations: args.act };
+    Ok(awqc_cpu::Session::new(module, model.source.as_ref(), options)?)
+}
+
+impl From<CpuError> for Failure {
+    fn from(error: CpuError) -> Self {
+        match error {
+            CpuError::Exec(e) => e.into(),
+            CpuError::Unsupported(_) => Self::new(Exit::Unsupported, error),
+            CpuError::Feature(_) => {
+                let have: Vec<&str> = Isa::available().iter().map(|i| i.name()).collect();
+                Self::new(Exit::Unsupported, error).help(format!("it has {}", have.join(", ")))
+            }
+            CpuError::Context { .. } => {
+                Self::new(Exit::Usage, error).help("make room with --ctx, or give a shorter prompt")
+            }
+            CpuError::Index { .. } => Self::new(Exit::BadInput, error).help("is the tokenizer that of this model?"),
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! The packed back end computes what the reference executor computes: float models of every family, and compiled ones.
+
+use awqc::cpu::{Activations, Isa, Options, Session};
+use awqc::exec::Logits;
+use awqc::generate::session;
+use awqc::ir::verify::verify;
+use awqc::model::Model;
+
+use crate::models::{Expected, folders, largest_difference, name};
+
+fn options(threads: usize) -> Options {
+    Options { context: 64, threads, isa: Isa::detect(), activations: Activations::F32 }
+}
+
+#[test]
+fn every_family_computes_the_same() {
+    for folder in folders() {
+        let (name, expected) = (name(&folder), Expected::read(&folder));
+        let model = Model::open(&folder).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let module = verify(&model.module).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let ids = expected.ids().remove(0);
+        let want = session(&model).and_then(|mut s| Ok(s.forward(&ids, Logits::All)?));
+        let want = want.unwrap_or_else(|e| panic!("{name}: {e}"));
+        let mut first = None;
+        for threads in [1, 3] {
+            let mut cpu =
+                Session::new(module, model.source.as_ref(), options(threads)).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let got = cpu.forward(&ids, Logits::All).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let worst = largest_difference(&got.data, &want.data);
+            assert!(worst <= 1e-4, "{name}: logits differ by {worst} with {threads} threads");
+            assert_eq!(
+                *first.get_or_insert_with(|| got.data.clone()),
+                got.data,
+                "{name}: the threads change the result"
+            );
+
+            // Step by step, against the reference step by step: some frequencies depend on the length.
+            let mut reference = session(&model).unwrap_or_else(|e| panic!("{name}: {e}"));
+            cpu.reset();
+            for (i, part) in ids.chunks(ids.len() / 2).chain([&ids[..1], &ids[1..2]]).enumerate() {
+                let got = cpu.forward(part, Logits::Last).unwrap_or_else(|e| panic!("{name}: {e}"));
+                let want = reference.forward(part, Logits::Last).unwrap_or_else(|e| panic!("{name}: {e}"));
+                let worst = largest_difference(&got.data, &want.data);
+                assert!(worst <= 1e-4, "{name}: part {i} differs by {worst}");
+            }
+        }
+    }
+}
+
+#[test]
+fn too_long_a_sequence_and_unknown_tokens_are_refused_beforehand() {
+    let folder = folders().remove(0);
+    let model = Model::open(&folder).expect("a model");
+    let module = verify(&model.module).expect("a valid module");
+    let mut cpu = Session::new(module, model.source.as_ref(), options(2)).expect("a session");
+    let error = cpu.forward(&[1; 65], Logits::Last).expect_err("too long").to_string();
+    assert!(error.contains("65 positions") && error.contains("room for 64"), "{error}");
+    let error = cpu.forward(&[1, i32::MAX], Logits::Last).expect_err("unknown token").to_string();
+    assert!(error.contains("embedding table"), "{error}");
+    assert_eq!(cpu.position(), 0);
+    cpu.forward(&[1; 64], Logits::Last).expect("just fits");
+}
