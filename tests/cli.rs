@@ -248,6 +248,16 @@ fn a_cpu_artefact_runs_on_packed_weights() {
     let (model, ids, out) = (golden("llama"), golden("llama/expected.safetensors"), path(&dir, "out"));
     assert_eq!(awqc(&compile(&model, &ids, &out, &["--target", "cpu-avx512vnni"])).code, 0);
     assert!(fs::read_to_string(dir.path().join("out/module.awqir")).expect("a module").contains("u4g16@r16["));
+    let weights = dir.path().join("out/weights.safetensors");
+    let mut bytes = fs::read(&weights).expect("weights");
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&weights, &bytes).expect("written");
+    let done = awqc(&["run", &out, "--prompt", "x"]);
+    assert_eq!(done.code, 4, "{}", done.err);
+    assert!(done.err.contains("is damaged: its checksum differs"), "{}", done.err);
+    bytes[last] ^= 1;
+    fs::write(&weights, &bytes).expect("written");
     let bench = json(&["bench", &out, "-p", "8", "-n", "4", "-r", "1", "--json"]);
     assert_eq!(bench["tests"][1]["test"], "tg4", "{bench}");
     let done = awqc(&["eval", &out, "--ids", &ids, "--ctx", "3"]);

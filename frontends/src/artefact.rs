@@ -1,5 +1,6 @@
 //! Modules that are text already: compiled artefacts, and bare `.awqir` files.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,6 +15,8 @@ use crate::synthetic::Synthetic;
 
 /// The module of an artefact.
 pub const MODULE: &str = "module.awqir";
+/// The checksums of its tensors.
+const CHECKSUMS: &str = "checksums.json";
 /// Its tensors.
 pub const WEIGHTS: &str = "weights.safetensors";
 
@@ -30,7 +33,8 @@ pub(crate) fn open_folder(folder: &Path) -> Result<Imported, ImportError> {
         ));
     }
     let source = Safetensors::open_mapped(&weights)?;
-    let problems = missing(&module, &source);
+    let mut problems = missing(&module, &source);
+    problems.extend(damaged(&folder.join(CHECKSUMS), &source)?);
     if !problems.is_empty() {
         return Err(ImportError::Tensors { path: weights, problems: Problems(problems) });
     }
@@ -88,6 +92,21 @@ fn read_data(path: &Path, module: &mut Module) -> Result<(), ImportError> {
         }
     }
     if problems.is_empty() { Ok(()) } else { Err(ImportError::Tensors { path: sidecar, problems: Problems(problems) }) }
+}
+
+/// The tensors whose bytes are not those that were written. An artefact without checksums is believed.
+fn damaged(path: &Path, source: &Safetensors) -> Result<Vec<String>, ImportError> {
+    if !path.is_file() {
+        return Ok(Vec::new());
+    }
+    let bytes = read_small(path, MAX_TEXT)?;
+    let sums: BTreeMap<String, String> = serde_json::from_slice(&bytes)
+        .map_err(|e| ImportError::malformed(path, format!("is no list of checksums: {e}")))?;
+    let wrong = |(name, sum): &(&String, &String)| {
+        source.mapped(name).is_some_and(|bytes| format!("{:08x}", crc32fast::hash(bytes)) != **sum)
+    };
+    let names = sums.iter().filter(wrong).map(|(name, _)| name);
+    Ok(names.map(|n| format!("`{n}` is damaged: its checksum differs; compile the model again")).collect())
 }
 
 /// The tensors that the module names and the file lacks.

@@ -46,7 +46,7 @@ pub(super) fn passes(context: &Context, args: &PassesArgs) -> Result<(), Failure
     }
     let rows = passes.iter().map(|p| {
         let options: Vec<String> = p.options.iter().map(|(k, v)| format!("{k}={}", plain(v))).collect();
-        [p.name.clone(), summary(p).to_owned(), fidelity(p.fidelity), options.join(" ")]
+        [p.name.clone(), summary(p), fidelity(p.fidelity), options.join(" ")]
     });
     print(&table(["pass", "what it does", "fidelity", "options"], rows));
     Ok(())
@@ -87,8 +87,14 @@ fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]
 }
 
 /// The first sentence of a pass's documentation.
-fn summary(pass: &PassInfo) -> &str {
-    pass.doc.lines().map(str::trim).find(|l| !l.is_empty() && !l.starts_with('#')).unwrap_or_default()
+fn summary(pass: &PassInfo) -> String {
+    let lines = pass.doc.lines().map(str::trim).skip_while(|l| l.is_empty());
+    let paragraph: Vec<&str> = lines.take_while(|l| !l.is_empty() && !l.starts_with('#')).collect();
+    let text = paragraph.join(" ");
+    match text.split_once(". ") {
+        Some((first, _)) => format!("{first}."),
+        None => text,
+    }
 }
 
 fn fidelity(fidelity: Fidelity) -> String {
@@ -110,7 +116,9 @@ fn page(passes: &[PassInfo]) -> String {
          A pipeline is text: `name{key=value,flag},name,…`. The targets' default pipelines: `awqc targets`.\n",
     );
     for pass in passes {
-        let _ = write!(out, "\n## {}\n\n{}\n", pass.name, pass.doc.trim());
+        // The headings of a pass stand below its own.
+        let doc = pass.doc.trim().replace("\n# ", "\n\n### ").replace("\n\n\n", "\n\n");
+        let _ = write!(out, "\n## {}\n\n{doc}\n", pass.name);
         if !pass.options.is_empty() {
             out.push_str("\n| option | default |\n|---|---|\n");
             for (key, value) in &pass.options {

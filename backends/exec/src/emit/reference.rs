@@ -1,7 +1,7 @@
 //! The artefact that awqc itself runs: a folder that this crate's interpreter runs, and that needs nothing else. Packed
 //! weights are stored in the layout that the pass `pack` chose, or else row by row.
 //!
-//! `weights.safetensors` holds every weight as it comes out of its expression; `module.awqir` is the module with every
+//! `weights.safetensors` holds every weight as it comes out of its expression, `checksums.json` the CRC-32 of each; `module.awqir` is the module with every
 //! expression replaced by that tensor; `provenance.awqir` is the module as compiled, expressions and all.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,6 +30,8 @@ pub struct Reference {
 impl Reference {
     /// The file with the weights.
     pub const WEIGHTS: &'static str = "weights.safetensors";
+    /// The file with the tensors' checksums.
+    pub const CHECKSUMS: &'static str = "checksums.json";
     /// The file with the module.
     pub const MODULE: &'static str = "module.awqir";
     /// The file with the module as compiled.
@@ -142,11 +144,12 @@ impl Emitter for Reference {
             Module { regions, fused: module.fused.iter().map(packed_signature).collect(), ..Module::clone(&module) };
         verify(&out).map_err(|e| EmitError::Unsupported(format!("the stored module does not verify:\n{e}")))?;
         let tensor_bytes = writer.bytes();
+        write(&dir.join(Self::CHECKSUMS), format!("{:#}\n", writer.checksums()).as_bytes())?;
         writer.finish(&dir.join(Self::WEIGHTS), &[("format", "awqc")])?;
         write(&dir.join(Self::MODULE), print(&out).as_bytes())?;
         write(&dir.join(Self::PROVENANCE), print(&module).as_bytes())?;
         let mut files = write_extra(&dir, &extra)?;
-        files.extend([Self::WEIGHTS, Self::MODULE, Self::PROVENANCE].map(str::to_owned));
+        files.extend([Self::WEIGHTS, Self::CHECKSUMS, Self::MODULE, Self::PROVENANCE].map(str::to_owned));
         files.sort();
         Ok(Emitted { files, tensor_bytes })
     }

@@ -34,6 +34,7 @@ struct Entry {
     body: usize,
     start: u64,
     len: u64,
+    checksum: u32,
 }
 
 impl Writer {
@@ -46,6 +47,12 @@ impl Writer {
     /// Bytes of all tensors so far.
     pub fn bytes(&self) -> u64 {
         self.bodies.iter().map(|b| b.len).sum()
+    }
+
+    /// CRC-32 of every tensor so far, in hexadecimal, by name: `checksums.json` of an artefact.
+    pub fn checksums(&self) -> Json {
+        let pairs = self.entries.iter().map(|(name, e)| (name.clone(), Json::from(format!("{:08x}", e.checksum))));
+        Json::Object(pairs.collect())
     }
 
     /// Names of all tensors so far, sorted.
@@ -72,8 +79,14 @@ impl Writer {
         };
         file.write_all(&tensor.bytes).map_err(at(&body.path))?;
         let len = tensor.bytes.len() as u64;
-        let entry =
-            Entry { stored: tensor.info.stored, shape: tensor.info.shape.clone(), body: index, start: body.len, len };
+        let entry = Entry {
+            stored: tensor.info.stored,
+            shape: tensor.info.shape.clone(),
+            body: index,
+            start: body.len,
+            len,
+            checksum: crc32fast::hash(&tensor.bytes),
+        };
         self.entries.insert(name.to_owned(), entry);
         body.len += len;
         Ok(())

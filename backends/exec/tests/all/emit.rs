@@ -84,7 +84,10 @@ fn reference_reopens_and_means_the_same() {
     let out = write(Box::new(Reference::new(stage.path(), extra)), &m, &source).unwrap();
     assert!(!target.exists(), "nothing appears before the commit");
     stage.commit().unwrap();
-    assert_eq!(out.files, ["module.awqir", "provenance.awqir", "tokenizer.json", "weights.safetensors"]);
+    assert_eq!(
+        out.files,
+        ["checksums.json", "module.awqir", "provenance.awqir", "tokenizer.json", "weights.safetensors"]
+    );
     assert_eq!(files(&target), out.files, "no temporary file stays");
 
     let text = std::fs::read_to_string(target.join("module.awqir")).unwrap();
