@@ -24,6 +24,9 @@ use crate::statistics::{Folder, Statistics};
 use crate::target::{Format, Target, fill};
 use crate::watch::Watch;
 
+/// The configuration as Hugging Face tools name it.
+const CONFIG: &str = "config.json";
+
 /// What to compile, and how.
 pub struct Request<'a> {
     /// The passes to choose from.
@@ -162,7 +165,12 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     let extra = model.files.iter().map(|f| Ok(emit::ExtraFile { name: f.name.clone(), bytes: model.read(f)? }));
     let extra = extra.collect::<Result<Vec<_>, Failure>>()?;
     let mut emitter: Box<dyn Emitter> = match request.target.format {
-        Format::Artefact => Box::new(Reference::new(staging.path(), extra)),
+        Format::Artefact => {
+            let config = serde_json::to_vec_pretty(&model.config).map_err(|e| Failure::new(Exit::Failed, e))?;
+            let has = model.config.is_empty() || extra.iter().any(|f| f.name == CONFIG);
+            let config = (!has).then(|| emit::ExtraFile { name: CONFIG.into(), bytes: config });
+            Box::new(Reference::new(staging.path(), extra.into_iter().chain(config).collect()))
+        }
         Format::HfAwq => {
             if request.pipeline.is_none()
                 && let Err(error) = emit::check(&model.module, request.quant)
