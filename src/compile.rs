@@ -159,7 +159,9 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
         .help("give a checkpoint; `awqc opt` runs passes on text"));
     }
     refuse_overlap(request.model, &request.out)?;
-    model.notes.iter().for_each(|note| say(&format!("note: {note}")));
+    if !request.quiet {
+        model.notes.iter().for_each(|note| say(&format!("note: {note}")));
+    }
     verify(&model.module).map_err(|d| Failure::new(Exit::BadInput, d))?;
     refuse_quantized(&model.module)?;
     let extra = model.files.iter().map(|f| Ok(emit::ExtraFile { name: f.name.clone(), bytes: model.read(f)? }));
