@@ -63,9 +63,8 @@ pub fn generate(
     Ok(new)
 }
 
-/// `count` windows of `length` tokens that the model writes itself by plain sampling, each from a token drawn from the
-/// whole vocabulary: no calibration data needed. Such starts make the windows differ more than the start-of-text token
-/// would.
+/// `count` windows of `length` tokens that the model writes itself by plain sampling, from its start-of-text token (or,
+/// without one, from tokens drawn from the whole vocabulary): no calibration data needed.
 ///
 /// # Errors
 /// When the model cannot be run, or the user interrupts.
@@ -76,6 +75,8 @@ pub fn windows(
     interrupt: &Interrupt,
     quiet: bool,
 ) -> Result<Vec<Vec<i32>>, Failure> {
+    let start =
+        model.config.get("bos_token_id").and_then(serde_json::Value::as_i64).and_then(|id| i32::try_from(id).ok());
     let vocabulary = model.vocabulary().and_then(|n| i32::try_from(n).ok()).unwrap_or(1).max(1);
     let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0 };
     let mut session = session(model)?;
@@ -85,7 +86,8 @@ pub fn windows(
         session.reset();
         let batch = BATCH.min(count - all.len());
         let mut rngs: Vec<_> = (0..batch).map(|i| fastrand::Rng::with_seed((all.len() + i) as u64)).collect();
-        let mut texts: Vec<Vec<i32>> = rngs.iter_mut().map(|rng| vec![rng.i32(0..vocabulary)]).collect();
+        let mut texts: Vec<Vec<i32>> =
+            rngs.iter_mut().map(|rng| vec![start.unwrap_or_else(|| rng.i32(0..vocabulary))]).collect();
         for _ in 1..length {
             interrupt.check()?;
             let last: Vec<[i32; 1]> = texts.iter().filter_map(|t| t.last().map(|id| [*id])).collect();
