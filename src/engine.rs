@@ -130,6 +130,7 @@ impl From<CpuError> for Failure {
             CpuError::Context { .. } => {
                 Self::new(Exit::Usage, error).help("make room with --ctx, or give a shorter prompt")
             }
+            CpuError::Empty => Self::new(Exit::Usage, error),
             CpuError::Index { .. } => Self::new(Exit::BadInput, error).help("is the tokenizer that of this model?"),
         }
     }

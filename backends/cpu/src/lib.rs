@@ -31,6 +31,9 @@ pub enum CpuError {
     /// An instruction set that the machine lacks.
     #[error("this machine has no {0}")]
     Feature(&'static str),
+    /// A pass without tokens.
+    #[error("there are no tokens to run")]
+    Empty,
     /// A sequence that is longer than the caches.
     #[error("{needed} positions are needed, there is room for {room}")]
     Context {

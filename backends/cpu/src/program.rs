@@ -9,6 +9,7 @@ use awqc_ir::panels::Panels;
 use crate::arena::Place;
 
 /// The stages of a part of a module, in order. All members of the team are done with a stage before the next begins.
+#[derive(Default)]
 pub(crate) struct Program<'a> {
     pub(crate) stages: Vec<Stage<'a>>,
     /// Columns of the arena.
@@ -101,25 +102,24 @@ pub(crate) enum Other {
 
 /// `out = x Wᵀ + bias`.
 pub(crate) struct Linear<'a> {
-    pub(crate) weight: Weight<'a>,
+    pub(crate) product: Product<'a>,
     pub(crate) bias: Option<Vec<f32>>,
-    pub(crate) x: Place,
-    /// The quantized form of `x`, where the weight is packed.
-    pub(crate) quantized: Option<usize>,
     pub(crate) out: Place,
 }
 
-/// The matrix of a linear.
-pub(crate) enum Weight<'a> {
-    /// Low-bit codes.
+/// `x Wᵀ`.
+pub(crate) enum Product<'a> {
+    /// Of low-bit codes.
     Packed {
         /// The panels.
         bytes: Cow<'a, [u8]>,
         /// Their shape.
         shape: Panels,
+        /// Which of [`Program::activations`].
+        x: usize,
     },
-    /// Floats.
-    Dense(Dense<'a>),
+    /// Of floats.
+    Dense { weight: Dense<'a>, x: Place },
 }
 
 /// A float matrix, row-major, as it is stored.

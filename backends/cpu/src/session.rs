@@ -19,7 +19,7 @@ use crate::dense::BLOCK_ROWS;
 use crate::kernels::{self, Acts, FloatActs, Isa, OutTile, TILE};
 use crate::lower::{Input, lower};
 use crate::pool::{Member, Pool};
-use crate::program::{Attend, Ints, Linear, Map, Other, Program, Row, Stage, Weight, Zip};
+use crate::program::{Attend, Ints, Linear, Map, Other, Product, Program, Row, Stage, Zip};
 
 /// How a model runs.
 #[derive(Clone, Copy, Debug)]
@@ -148,8 +148,8 @@ impl<'a> Session<'a> {
     pub fn bytes_per_token(&self) -> usize {
         let stages = self.body.program.stages.iter().chain(&self.head.program.stages);
         let bytes = stages.map(|stage| match stage {
-            Stage::Linear(Linear { weight: Weight::Packed { bytes, .. }, .. }) => bytes.len(),
-            Stage::Linear(Linear { weight: Weight::Dense(dense), .. }) => dense.bytes.len(),
+            Stage::Linear(Linear { product: Product::Packed { bytes, .. }, .. }) => bytes.len(),
+            Stage::Linear(Linear { product: Product::Dense { weight, .. }, .. }) => weight.bytes.len(),
             Stage::Rows(_) | Stage::Attend(_) => 0,
         });
         bytes.sum()
@@ -224,6 +224,9 @@ impl<'a> Session<'a> {
     }
 
     fn check(&self, ids: &[i32]) -> Result<(), CpuError> {
+        if ids.is_empty() {
+            return Err(CpuError::Empty);
+        }
         if self.past + ids.len() > self.options.context {
             return Err(CpuError::Context { needed: self.past + ids.len(), room: self.options.context });
         }
@@ -379,17 +382,16 @@ impl<'a> Part<'a> {
 
     fn linear(&self, member: &Member<'_>, work: &Work<'_>, linear: &Linear<'_>, count: usize, scratch: &mut Vec<f32>) {
         let out = linear.out;
-        match &linear.weight {
-            Weight::Packed { bytes, shape } => {
+        match &linear.product {
+            Product::Packed { bytes, shape, x } => {
                 let panels = member.share(shape.panels(), 1);
                 let rows = shape.panel_rows(panels.clone());
                 if rows.is_empty() {
                     return;
                 }
-                let Some(to) = linear.quantized else { return };
                 for (i, first) in (0..count).step_by(TILE).enumerate() {
                     let tile = first..(first + TILE).min(count);
-                    let quantized = read(&self.quantized[to][i]);
+                    let quantized = read(&self.quantized[*x][i]);
                     // SAFETY: these channels of `out` are this member's in this stage.
                     let out = unsafe { self.tile(out, tile, rows.clone()) };
                     match work.options.activations {
@@ -403,15 +405,14 @@ impl<'a> Part<'a> {
                 }
                 self.bias(linear, rows, count);
             }
-            Weight::Dense(dense) => {
-                let rows = member.share(dense.rows, BLOCK_ROWS);
+            Product::Dense { weight, x } => {
+                let rows = member.share(weight.rows, BLOCK_ROWS);
                 if rows.is_empty() {
                     return;
                 }
                 // SAFETY: nobody writes `x` in this stage, and these channels of `out` are this member's.
-                let (x, tile) =
-                    unsafe { (self.arena.rows(linear.x, 0..count), self.tile(out, 0..count, rows.clone())) };
-                dense.multiply(rows.clone(), x, count, scratch, tile);
+                let (x, tile) = unsafe { (self.arena.rows(*x, 0..count), self.tile(out, 0..count, rows.clone())) };
+                weight.multiply(rows.clone(), x, count, scratch, tile);
                 self.bias(linear, rows, count);
             }
         }

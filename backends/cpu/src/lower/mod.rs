@@ -1,0 +1,232 @@
+//! From a chain of regions to a [`Program`]: fused calls are opened, ops become flat steps ([`Flat`]), values get places
+//! and steps are gathered in stages ([`place`]).
+//!
+//! A fused call is a promise about memory traffic: what is in its body need not leave the core. Stages keep that promise
+//! for every body, the ones that this crate has never seen included: consecutive steps that treat each token by itself
+//! run one after the other on one token's rows, in place where the operand is dead. So bodies are simply inlined.
+
+mod place;
+mod weights;
+
+use std::collections::BTreeMap;
+
+use awqc_exec::interp::frequencies::frequencies;
+use awqc_ir::inline::inline_fused;
+use awqc_ir::op::{GeluForm, Op};
+use awqc_ir::{FusedDef, Region, TensorSource, ValueId, WeightId};
+
+use self::place::{Flat, FlatProgram, Var, place};
+use self::weights::{dense, matrix, vector};
+use crate::CpuError;
+use crate::arena::Place;
+use crate::program::{Ints, Map, Other, Program, Row, Zip};
+
+/// A region's value as the flat program knows it.
+#[derive(Clone, Copy)]
+pub(crate) enum Entry {
+    /// Given with every pass.
+    Ints(Ints),
+    /// Computed, or given as floats.
+    Float(Var),
+}
+
+/// Lowers a chain of regions whose stream begins with `stream`; returns the program and the stream behind it.
+///
+/// # Errors
+/// When a weight cannot be read, or an op is used in a form that this back end does not know.
+pub(crate) fn lower<'a>(
+    regions: &[Region],
+    fused: &[FusedDef],
+    source: &'a dyn TensorSource,
+    inputs: &[Input],
+) -> Result<(Program<'a>, Vec<Input>), CpuError> {
+    let mut builder = Builder::default();
+    let mut stream: Vec<Entry> = inputs.iter().map(|i| builder.input(*i)).collect();
+    builder.flat.given = stream.iter().filter_map(|e| e.float()).collect();
+    for region in regions {
+        let mut region = region.clone();
+        inline_fused(&mut region, fused).map_err(|e| CpuError::Unsupported(format!("region {}: {e}", region.name)))?;
+        let results = builder.region(&region, source, &stream)?;
+        let behind = stream.split_off(results.len().min(stream.len()));
+        stream = results.into_iter().chain(behind).collect();
+    }
+    let out = stream.iter().map(|e| builder.output(*e)).collect();
+    builder.flat.results = stream.iter().filter_map(|e| e.float()).collect();
+    Ok((place(builder.flat), out))
+}
+
+/// What a program is given, or leaves behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Input {
+    /// Integers.
+    Ints(Ints),
+    /// Rows of so many floats.
+    Float(usize),
+}
+
+impl Entry {
+    fn float(self) -> Option<Var> {
+        match self {
+            Entry::Float(var) => Some(var),
+            Entry::Ints(_) => None,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Builder<'a> {
+    flat: FlatProgram<'a>,
+}
+
+impl<'a> Builder<'a> {
+    fn var(&mut self, width: usize) -> Var {
+        self.flat.widths.push(width);
+        self.flat.widths.len() - 1
+    }
+
+    fn input(&mut self, input: Input) -> Entry {
+        match input {
+            Input::Ints(ints) => Entry::Ints(ints),
+            Input::Float(width) => Entry::Float(self.var(width)),
+        }
+    }
+
+    fn output(&self, entry: Entry) -> Input {
+        match entry {
+            Entry::Ints(ints) => Input::Ints(ints),
+            Entry::Float(var) => Input::Float(self.flat.widths[var]),
+        }
+    }
+
+    /// Appends the steps of a region without fused calls; returns its results.
+    fn region(
+        &mut self,
+        region: &Region,
+        source: &'a dyn TensorSource,
+        stream: &[Entry],
+    ) -> Result<Vec<Entry>, CpuError> {
+        let mut known: BTreeMap<ValueId, Entry> = region.value_params().zip(stream.iter().copied()).collect();
+        let unsupported =
+            |op: &Op, why: &str| CpuError::Unsupported(format!("region {}: {}: {why}", region.name, op.mnemonic()));
+        for (_, node) in region.nodes() {
+            let op = &node.op;
+            let mut outs = Vec::new();
+            for r in &node.results {
+                let width = region.value(*r).ty.channels().and_then(|c| usize::try_from(c).ok());
+                outs.push(
+                    self.var(width.ok_or_else(|| unsupported(op, "the result has no fixed number of channels"))?),
+                );
+            }
+            let weights: Vec<WeightId> = node.operands.iter().filter_map(|o| o.weight()).collect();
+            let mut floats = Vec::new();
+            let mut ints = None;
+            for v in node.operands.iter().filter_map(|o| o.value()) {
+                match known.get(&v) {
+                    Some(Entry::Float(var)) => floats.push(*var),
+                    Some(Entry::Ints(i)) => ints = Some(*i),
+                    None => return Err(unsupported(op, "an operand is not given")),
+                }
+            }
+            let vector = |at: usize| weights.get(at).map(|w| vector(region, *w, source)).transpose();
+            let need = |at: usize| floats.get(at).copied().ok_or_else(|| unsupported(op, "an operand is missing"));
+            let (width, out) = (self.flat.widths[outs[0]], outs[0]);
+            match op.clone() {
+                Op::Embedding(e) => {
+                    let of = ints.ok_or_else(|| unsupported(op, "the indices must be token ids or positions"))?;
+                    let table = weights.first().ok_or_else(|| unsupported(op, "a table is missing"))?;
+                    let table = dense(region, *table, source)?;
+                    let step = move |out: &[Place]| Row::Embed { table, of, offset: e.offset, out: out[0] };
+                    self.flat.steps.push(Flat::Make { out: outs.clone(), step: Box::new(step) });
+                }
+                Op::RopeTable(of) => {
+                    if ints != Some(Ints::Positions) {
+                        return Err(unsupported(op, "the angles must be those of the positions"));
+                    }
+                    let fixed = (!of.depends_on_length()).then(|| frequencies(&of, 0));
+                    let step = move |out: &[Place]| Row::Angles { of, fixed, cos: out[0], sin: out[1] };
+                    self.flat.steps.push(Flat::Make { out: outs.clone(), step: Box::new(step) });
+                }
+                Op::Linear(_) => {
+                    let weight = *weights.first().ok_or_else(|| unsupported(op, "a weight is missing"))?;
+                    let weight = matrix(region, weight, source)?;
+                    self.flat.steps.push(Flat::Linear { weight, bias: vector(1)?, x: need(0)?, out });
+                }
+                Op::RmsNorm(n) => {
+                    let gain = vector(0)?.map(|g| g.iter().map(|g| g + n.offset as f32).collect());
+                    let heads = n.heads.map_or(1, |h| h as usize);
+                    let step = move |at, _: &[Place]| Row::RmsNorm { at, heads, eps: n.eps as f32, gain };
+                    self.change(need(0)?, Vec::new(), out, step);
+                }
+                Op::LayerNorm(n) => {
+                    let (gain, bias) = (vector(0)?, vector(1)?);
+                    let step = move |at, _: &[Place]| Row::LayerNorm { at, eps: n.eps as f32, gain, bias };
+                    self.change(need(0)?, Vec::new(), out, step);
+                }
+                Op::Rope(r) => {
+                    let (heads, interleaved) = (r.heads as usize, r.interleaved);
+                    let step = move |at, by: &[Place]| Row::Rope { at, cos: by[0], sin: by[1], heads, interleaved };
+                    self.change(need(0)?, vec![need(1)?, need(2)?], out, step);
+                }
+                Op::Sdpa(sdpa) if !sdpa.causal => {
+                    return Err(unsupported(op, "tokens are taken in pieces here, so attention must be causal"));
+                }
+                Op::Sdpa(op) => self.flat.steps.push(Flat::Attend { op, q: need(0)?, k: need(1)?, v: need(2)?, out }),
+                Op::Silu(_) => self.map(need(0)?, out, Map::Silu),
+                Op::Gelu(g) => self.map(
+                    need(0)?,
+                    out,
+                    match g.form {
+                        GeluForm::Erf => Map::GeluErf,
+                        GeluForm::Tanh => Map::GeluTanh,
+                        GeluForm::Quick => Map::GeluQuick,
+                    },
+                ),
+                Op::Relu(_) => self.map(need(0)?, out, Map::Relu),
+                Op::Scale(s) => self.map(need(0)?, out, Map::Scale(s.by as f32)),
+                Op::Softcap(s) => self.map(need(0)?, out, Map::Softcap(s.at as f32)),
+                Op::Add(_) | Op::Mul(_) => {
+                    let f = if matches!(op, Op::Add(_)) { Zip::Add } else { Zip::Mul };
+                    if let Some(by) = vector(0)? {
+                        if by.len() != width {
+                            return Err(unsupported(op, "a parameter must have one number for each channel"));
+                        }
+                        let step = move |at, _: &[Place]| Row::Zip { at, by: Other::Parameter(by), f };
+                        self.change(need(0)?, Vec::new(), out, step);
+                    } else {
+                        let (a, b) = (need(0)?, need(1)?);
+                        if self.flat.widths[b] != width {
+                            return Err(unsupported(op, "the operands must have the same channels"));
+                        }
+                        let step = move |at, by: &[Place]| Row::Zip { at, by: Other::Value(by[0]), f };
+                        self.change(a, vec![b], out, step);
+                    }
+                }
+                Op::Split(s) => {
+                    let mut col = 0;
+                    for (out, size) in outs.iter().zip(&s.sizes) {
+                        self.flat.steps.push(Flat::Window { from: need(0)?, col, out: *out });
+                        col += *size as usize;
+                    }
+                }
+                Op::Concat(_) => self.flat.steps.push(Flat::Join { parts: floats.clone(), out }),
+                Op::Fused(f) => return Err(unsupported(op, &format!("@{} is not defined", f.callee))),
+            }
+            known.extend(node.results.iter().copied().zip(outs.into_iter().map(Entry::Float)));
+        }
+        let result = |r: &ValueId| {
+            known
+                .get(r)
+                .copied()
+                .ok_or_else(|| CpuError::Unsupported(format!("region {}: a result is not computed", region.name)))
+        };
+        region.results().iter().map(result).collect()
+    }
+
+    fn change(&mut self, from: Var, with: Vec<Var>, out: Var, step: impl FnOnce(Place, &[Place]) -> Row<'a> + 'a) {
+        self.flat.steps.push(Flat::Change { from, with, out, step: Box::new(step) });
+    }
+
+    fn map(&mut self, from: Var, out: Var, f: Map) {
+        self.change(from, Vec::new(), out, move |at, _: &[Place]| Row::Map { at, f });
+    }
+}

@@ -1,0 +1,335 @@
+//! From flat steps to a [`Program`]: values get places in the arena, steps are gathered in stages.
+//!
+//! A *slot* is a piece of the arena. Usually one value lies in it; a part of a split, and a value that was computed in
+//! place, are further *views* of the slot of the value that they come from. A slot is free when no view of it will be
+//! read any more and none is a result.
+
+use awqc_ir::op::Sdpa;
+use awqc_ir::panels::Panels;
+
+use super::weights::Matrix;
+use crate::arena::Place;
+use crate::program::{Attend, Linear, Product, Program, Row, Stage};
+
+/// Index of a value of the flat program.
+pub(super) type Var = usize;
+
+/// Makes a row step, given the places of its results.
+pub(super) type Made<'a> = Box<dyn FnOnce(&[Place]) -> Row<'a> + 'a>;
+/// Makes a row step, given the place that it changes and those that it reads.
+pub(super) type Changed<'a> = Box<dyn FnOnce(Place, &[Place]) -> Row<'a> + 'a>;
+
+/// A step before places are known.
+pub(super) enum Flat<'a> {
+    /// A row step that makes `out` from nothing.
+    Make {
+        out: Vec<Var>,
+        step: Made<'a>,
+    },
+    /// A row step that changes `from` into `out`, reading `with`.
+    Change {
+        from: Var,
+        with: Vec<Var>,
+        out: Var,
+        step: Changed<'a>,
+    },
+    /// `out` is columns of `from`.
+    Window {
+        from: Var,
+        col: usize,
+        out: Var,
+    },
+    /// `out` is the parts side by side.
+    Join {
+        parts: Vec<Var>,
+        out: Var,
+    },
+    Linear {
+        weight: Matrix<'a>,
+        bias: Option<Vec<f32>>,
+        x: Var,
+        out: Var,
+    },
+    Attend {
+        op: Sdpa,
+        q: Var,
+        k: Var,
+        v: Var,
+        out: Var,
+    },
+}
+
+impl Flat<'_> {
+    /// The values that the step looks at.
+    fn reads(&self) -> Vec<Var> {
+        match self {
+            Flat::Make { .. } => Vec::new(),
+            Flat::Change { from, with, .. } => [*from].into_iter().chain(with.iter().copied()).collect(),
+            Flat::Window { from, .. } => vec![*from],
+            Flat::Join { parts, .. } => parts.clone(),
+            Flat::Linear { x, .. } => vec![*x],
+            Flat::Attend { q, k, v, .. } => vec![*q, *k, *v],
+        }
+    }
+}
+
+/// The flat steps of a part of a module, in order.
+#[derive(Default)]
+pub(super) struct FlatProgram<'a> {
+    /// Columns of every value.
+    pub(super) widths: Vec<usize>,
+    pub(super) steps: Vec<Flat<'a>>,
+    /// The values that the caller puts in place.
+    pub(super) given: Vec<Var>,
+    /// The values that the caller reads.
+    pub(super) results: Vec<Var>,
+}
+
+/// Gives every value a place and gathers the steps in stages.
+pub(super) fn place(flat: FlatProgram<'_>) -> Program<'_> {
+    let mut vars: Vec<Info> = flat.widths.iter().map(|width| Info::new(*width)).collect();
+    for var in flat.steps.iter().flat_map(Flat::reads) {
+        vars[var].uses += 1;
+    }
+    flat.results.iter().for_each(|r| vars[*r].result = true);
+    let mut placer = Placer { vars, ..Placer::default() };
+    for var in flat.given {
+        let place = placer.allocate(var);
+        placer.program.inputs.push(place);
+    }
+    flat.steps.into_iter().for_each(|step| placer.step(step));
+    placer.program.results = flat.results.iter().map(|r| placer.place(*r)).collect();
+    placer.program
+}
+
+/// What is known of a value.
+struct Info {
+    width: usize,
+    /// Reads that are still to come.
+    uses: usize,
+    result: bool,
+    /// Its slot and its first column there, once it is computed.
+    view: Option<(usize, usize)>,
+}
+
+impl Info {
+    fn new(width: usize) -> Self {
+        Self { width, uses: 0, result: false, view: None }
+    }
+
+    /// Whether its numbers are needed after the current step.
+    fn needed(&self) -> bool {
+        self.uses > 0 || self.result
+    }
+}
+
+/// A piece of the arena.
+#[derive(Clone, Copy)]
+struct Memory {
+    base: usize,
+    columns: usize,
+}
+
+struct Slot {
+    memory: Memory,
+    /// Columns of the value that the slot was made for.
+    stride: usize,
+    views: Vec<Var>,
+}
+
+#[derive(Default)]
+struct Placer<'a> {
+    vars: Vec<Info>,
+    slots: Vec<Slot>,
+    /// Memory that nothing uses.
+    free: Vec<Memory>,
+    /// Memory that became free in the current stage. It waits for the stage's end: another stride in the same memory
+    /// would mix up the rows of different tokens, which members treat at different times.
+    pending: Vec<Memory>,
+    /// For each shape of activations, the value whose rounded form is at hand.
+    rounded: Vec<Option<Var>>,
+    program: Program<'a>,
+}
+
+impl<'a> Placer<'a> {
+    /// Where a value lies that has been computed.
+    fn place(&self, var: Var) -> Place {
+        let (slot, col) = self.vars[var].view.expect("steps are in order: what one reads was computed before");
+        let slot = &self.slots[slot];
+        Place { base: slot.memory.base, stride: slot.stride, col, width: self.vars[var].width }
+    }
+
+    /// The smallest piece of free memory that has so many columns, or new memory.
+    fn memory(&mut self, columns: usize) -> Memory {
+        let fits = (0..self.free.len()).filter(|i| self.free[*i].columns >= columns);
+        match fits.min_by_key(|i| self.free[*i].columns) {
+            Some(i) => self.free.swap_remove(i),
+            None => {
+                self.program.columns += columns;
+                Memory { base: self.program.columns - columns, columns }
+            }
+        }
+    }
+
+    /// A slot for a value of its own.
+    fn allocate(&mut self, var: Var) -> Place {
+        let stride = self.vars[var].width;
+        let memory = self.memory(stride);
+        self.slots.push(Slot { memory, stride, views: Vec::new() });
+        self.view(var, self.slots.len() - 1, 0);
+        self.retire(self.slots.len() - 1);
+        self.place(var)
+    }
+
+    /// Lets a value be columns of a slot.
+    fn view(&mut self, var: Var, slot: usize, col: usize) {
+        self.vars[var].view = Some((slot, col));
+        self.slots[slot].views.push(var);
+    }
+
+    /// One read of a value is done.
+    fn release(&mut self, var: Var) {
+        self.vars[var].uses -= 1;
+        if let Some((slot, _)) = self.vars[var].view {
+            self.retire(slot);
+        }
+    }
+
+    /// Frees a slot's memory behind the current stage if none of its views is needed.
+    fn retire(&mut self, slot: usize) {
+        if !self.slots[slot].views.iter().any(|v| self.vars[*v].needed()) {
+            self.pending.push(self.slots[slot].memory);
+        }
+    }
+
+    /// Whether nothing but the current read needs the columns of `var` any more.
+    fn dies(&self, var: Var) -> bool {
+        let info = &self.vars[var];
+        let (Some((slot, _)), 1, false) = (info.view, info.uses, info.result) else { return false };
+        let columns = |var| {
+            let place = self.place(var);
+            place.col..place.col + place.width
+        };
+        let own = columns(var);
+        let others = self.slots[slot].views.iter().filter(|v| **v != var && self.vars[**v].needed());
+        others.map(|v| columns(*v)).all(|c| c.end <= own.start || own.end <= c.start)
+    }
+
+    fn rows(&mut self, step: Row<'a>) {
+        match self.program.stages.last_mut() {
+            Some(Stage::Rows(steps)) => steps.push(step),
+            _ => self.program.stages.push(Stage::Rows(vec![step])),
+        }
+    }
+
+    /// What was freed before a barrier may be used behind it.
+    fn barrier(&mut self) {
+        self.free.append(&mut self.pending);
+    }
+
+    fn step(&mut self, step: Flat<'a>) {
+        match step {
+            Flat::Window { from, col, out } => {
+                if let Some((slot, first)) = self.vars[from].view {
+                    self.view(out, slot, first + col);
+                }
+                self.release(from);
+            }
+            Flat::Make { out, step } => {
+                let places: Vec<Place> = out.iter().map(|o| self.allocate(*o)).collect();
+                self.rows(step(&places));
+            }
+            Flat::Change { from, with, out, step } => {
+                let by: Vec<Place> = with.iter().map(|w| self.place(*w)).collect();
+                let at = match self.vars[from].view {
+                    Some((slot, col)) if self.dies(from) => {
+                        self.view(out, slot, col);
+                        self.place(from)
+                    }
+                    _ => {
+                        let to = self.allocate(out);
+                        self.rows(Row::Copy { from: self.place(from), to });
+                        to
+                    }
+                };
+                self.rows(step(at, &by));
+                [from].into_iter().chain(with).for_each(|v| self.release(v));
+            }
+            Flat::Join { parts, out } => {
+                let to = self.allocate(out);
+                let mut col = 0;
+                for part in parts {
+                    let from = self.place(part);
+                    self.rows(Row::Copy { from, to: Place { col: to.col + col, width: from.width, ..to } });
+                    col += from.width;
+                    self.release(part);
+                }
+            }
+            Flat::Linear { weight, bias, x, out } => match weight {
+                Matrix::Packed { bytes, shape } => {
+                    let (from, copy) = self.whole(x);
+                    let at = self.round(x, from, &shape);
+                    // The product reads the rounded form only.
+                    self.release(x);
+                    self.pending.extend(copy);
+                    self.barrier();
+                    let out = self.allocate(out);
+                    let product = Product::Packed { bytes, shape, x: at };
+                    self.program.stages.push(Stage::Linear(Linear { product, bias, out }));
+                    self.barrier();
+                }
+                Matrix::Dense(weight) => {
+                    let (from, copy) = self.whole(x);
+                    self.barrier();
+                    let out = self.allocate(out);
+                    let product = Product::Dense { weight, x: from };
+                    self.program.stages.push(Stage::Linear(Linear { product, bias, out }));
+                    self.release(x);
+                    self.pending.extend(copy);
+                    self.barrier();
+                }
+            },
+            Flat::Attend { op, q, k, v, out } => {
+                let cache = self.program.caches.len();
+                let (k_at, v_at, q_at) = (self.place(k), self.place(v), self.place(q));
+                self.program.caches.push((k_at.width, v_at.width));
+                self.rows(Row::Remember { k: k_at, v: v_at, cache });
+                // From here on the cache has them.
+                self.release(k);
+                self.release(v);
+                self.barrier();
+                let out = self.allocate(out);
+                self.program.stages.push(Stage::Attend(Attend { op, q: q_at, cache, out }));
+                self.release(q);
+                self.barrier();
+            }
+        }
+    }
+
+    /// The place of a value whose rows follow each other without a gap: a window is copied out of its slot, to memory
+    /// that the caller frees.
+    fn whole(&mut self, var: Var) -> (Place, Option<Memory>) {
+        let from = self.place(var);
+        if from.stride == from.width {
+            return (from, None);
+        }
+        let memory = self.memory(from.width);
+        let to = Place { base: memory.base, stride: from.width, col: 0, width: from.width };
+        self.rows(Row::Copy { from, to });
+        (to, Some(memory))
+    }
+
+    /// The index of the rounded form of `x` for weights of this shape, which is made if it is not at hand.
+    fn round(&mut self, x: Var, place: Place, shape: &Panels) -> usize {
+        let at = self.program.activations.iter().position(|have| have.same_columns(shape)).unwrap_or_else(|| {
+            self.program.activations.push(*shape);
+            self.rounded.push(None);
+            self.rounded.len() - 1
+        });
+        if self.rounded[at] != Some(x) {
+            self.rows(Row::Quantize { x: place, to: at });
+            self.rounded[at] = Some(x);
+        }
+        at
+    }
+}
