@@ -1,6 +1,7 @@
 //! Measuring speed: prompts and generation as llama-bench does it, single products, and the memory's own speed.
 
 use std::hint::black_box;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use awqc_cpu::kernels::{Acts, FloatActs, OutTile, matmul_f32, matmul_i8};
@@ -203,7 +204,7 @@ pub fn kernel(
         Activations::Int8 => rounded.quantize(isa, &shape, tokens, &x),
         Activations::F32 => exact.copy(&shape, tokens, &x),
     }
-    let mut outs: Vec<std::sync::Mutex<Vec<f32>>> = Vec::new();
+    let mut outs: Vec<Mutex<Vec<f32>>> = Vec::new();
     outs.resize_with(threads, Default::default);
     let mut pool = Pool::new(threads);
     let (mut times, begin) = (Vec::new(), Instant::now());
@@ -213,7 +214,7 @@ pub fn kernel(
         pool.run(&|member| {
             let panels = member.share(shape.panels(), 1);
             let own = shape.panel_rows(panels.clone()).len();
-            let Ok(mut out) = outs[member.index].lock() else { return };
+            let mut out = outs[member.index].lock().unwrap_or_else(PoisonError::into_inner);
             out.resize(tokens * own, 0.0);
             let out = OutTile::new(&mut out, tokens, own, own);
             match act {

@@ -8,7 +8,9 @@ use awqc_exec::{Control, HostExecutor};
 use awqc_frontends::Kind;
 use awqc_ir::{Group, Op, Operand, Quant, Region, verify::verify};
 use awqc_passes::manager::{Manager, ManagerError, ManagerErrorKind, ModuleCx, shared_tensors};
-use awqc_passes::{ExecError, Executor, PassError, Registry, Remark, Remarks};
+use awqc_passes::pipeline::Pipeline;
+use awqc_passes::profile::Profile;
+use awqc_passes::{ExecError, Executor, Pass, PassError, Registry, Remark, Remarks};
 use serde::Serialize;
 use serde_json::{Value as Json, json};
 
@@ -279,9 +281,9 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     Ok(Outcome { artefact, seconds: start.elapsed().as_secs_f64(), peak_rss_bytes: rss::peak(), passes, report })
 }
 
-/// Whether a pipeline measures activations.
+/// Whether a pipeline measures activations. (What cannot be read as a pipeline does not; the manager says why.)
 pub fn profiles(pipeline: &str) -> bool {
-    pipeline.split(',').any(|p| p.trim().starts_with("profile"))
+    pipeline.parse::<Pipeline>().is_ok_and(|p| p.steps.iter().any(|s| s.name == Profile::NAME))
 }
 
 /// At most `samples` calibration windows of `seqlen` tokens.

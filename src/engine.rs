@@ -3,6 +3,7 @@
 use awqc_cpu::{Activations, CpuError, Isa, Options};
 use awqc_exec::{Host, Logits, Session};
 use awqc_ir::verify::verify;
+use awqc_ir::{Layout, WeightExpr};
 use awqc_passes::Tensor;
 
 use crate::failure::{Exit, Failure};
@@ -48,9 +49,9 @@ pub struct EngineArgs {
     /// Positions to make room for; what is needed if not given.
     #[arg(long, value_name = "N")]
     pub ctx: Option<usize>,
-    /// What packed linears multiply: activations rounded to 8 bits, or exact ones.
-    #[arg(long, value_name = "int8|f32", default_value = "int8", value_parser = activations)]
-    pub act: Activations,
+    /// What packed linears multiply: activations rounded to 8 bits, which is the default, or exact ones.
+    #[arg(long, value_name = "int8|f32", value_parser = activations)]
+    pub act: Option<Activations>,
     /// The instruction set of the packed kernels; the best that the machine and the model's target have if not given.
     #[arg(long, value_name = "ISA")]
     pub isa: Option<Isa>,
@@ -64,9 +65,29 @@ fn activations(text: &str) -> Result<Activations, String> {
     }
 }
 
-/// Whether packed kernels run this model.
+impl EngineArgs {
+    /// An error if something is asked of the packed kernels, which do not run the model.
+    ///
+    /// # Errors
+    /// Then.
+    pub fn refuse(&self) -> Result<(), Failure> {
+        let given = [("--ctx", self.ctx.is_some()), ("--act", self.act.is_some()), ("--isa", self.isa.is_some())];
+        match given.into_iter().find(|(_, given)| *given) {
+            Some((flag, _)) => Err(Failure::new(
+                Exit::Usage,
+                format!("{flag} is for models with packed weights, which this one does not have"),
+            )
+            .help("leave it out, or compile the model for a CPU target: --target cpu-native")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether packed kernels run this model: some of its weights are in their layout.
 pub fn packed(model: &Model) -> bool {
-    target(model).is_some_and(|t| t.cpu.is_some())
+    model.module.regions.iter().any(|region| {
+        region.weight_ids().any(|id| matches!(region.weight(id).expr, WeightExpr::Packed { layout: Layout::R16, .. }))
+    })
 }
 
 fn target(model: &Model) -> Option<&'static Target> {
@@ -86,6 +107,7 @@ pub fn engine<'m>(
     if packed(model) {
         return Ok(Box::new(cpu(model, args, context, threads)?));
     }
+    args.refuse()?;
     let module = verify(&model.module).map_err(|d| Failure::new(Exit::BadInput, d))?;
     Ok(Box::new(Session::<Host>::new(module, model.source.as_ref(), Default::default())?))
 }
@@ -114,8 +136,13 @@ pub fn cpu<'m>(
         }
         (None, None) => Isa::detect(),
     };
-    let options = Options { context: args.ctx.unwrap_or(context), threads, isa, activations: args.act };
-    Ok(awqc_cpu::Session::new(module, model.source.as_ref(), options)?)
+    let options =
+        Options { context: args.ctx.unwrap_or(context), threads, isa, activations: args.act.unwrap_or_default() };
+    let session = awqc_cpu::Session::new(module, model.source.as_ref(), options)?;
+    if !session.has_packed_weights() {
+        EngineArgs { ctx: None, ..args.clone() }.refuse()?;
+    }
+    Ok(session)
 }
 
 impl From<CpuError> for Failure {

@@ -36,6 +36,9 @@ pub fn evaluate(
     if let Some(other) = against {
         same_vocabulary(model, other)?;
     }
+    if !packed(model) && !against.is_some_and(packed) {
+        args.refuse()?;
+    }
     let mut model = Scorer::new(model, args, threads, windows, "evaluate", interrupt, quiet)?;
     let mut against =
         against.map(|m| Scorer::new(m, args, threads, windows, "reference", interrupt, quiet)).transpose()?;

@@ -263,6 +263,10 @@ fn a_cpu_artefact_runs_on_packed_weights() {
     let done = awqc(&["eval", &out, "--ids", &ids, "--ctx", "3"]);
     assert_eq!(done.code, 2, "{}", done.err);
     assert!(done.err.contains("there is room for 3"), "{}", done.err);
+    // What is asked of kernels that do not run the model is no wish to pass over.
+    let done = awqc(&["eval", &model, "--ids", &ids, "--act", "f32"]);
+    assert_eq!(done.code, 2, "{}", done.err);
+    assert!(done.err.contains("--act is for models with packed weights"), "{}", done.err);
 }
 
 #[test]

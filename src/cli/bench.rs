@@ -131,7 +131,7 @@ fn kernels(context: &Context, args: &Args, output: Output) -> Result<(), Failure
         for tokens in [1, 8, 32, 512] {
             for isa in &isas {
                 context.interrupt.check()?;
-                rows.push(kernel(shape, tokens, quant, *isa, args.engine.act, context.threads)?);
+                rows.push(kernel(shape, tokens, quant, *isa, args.engine.act.unwrap_or_default(), context.threads)?);
             }
         }
     }

@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use awqc_exec::{Control, HostExecutor};
-use awqc_passes::pipeline::Pipeline;
-use awqc_passes::{Fidelity, RemarkKind, Remarks};
+use awqc_passes::pipeline::{Pipeline, Step};
+use awqc_passes::profile::Profile;
+use awqc_passes::quantize::Quantize;
+use awqc_passes::{Fidelity, Pass, RemarkKind, Remarks};
 
 use super::calibrate::CalibrationArgs;
 use super::{Context, print_json};
@@ -95,23 +97,17 @@ fn before(context: &Context, args: &Args) -> Result<String, Failure> {
         .parse()
         .map_err(|e| Failure::new(Exit::Failed, format!("the target's pipeline: {e}")))?;
     let at = pipeline.steps.iter().position(|s| s.name == info.name).unwrap_or(pipeline.steps.len());
-    let own = pipeline.steps.get(at).cloned();
-    // The searches before `quantize` want to know what it will do.
-    let quantize = pipeline.steps[at..].iter().skip(1).find(|s| s.name == "quantize").cloned();
-    pipeline.steps.truncate(at);
+    let mut behind = pipeline.steps.split_off(at).into_iter();
+    let own = behind.next().unwrap_or(Step { name: info.name.clone(), options: Default::default() });
     let structural =
-        |name: &str| context.registry.get(name).is_some_and(|p| p.fidelity == Fidelity::Exact) && name != "profile";
+        |name: &str| context.registry.get(name).is_some_and(|p| p.fidelity == Fidelity::Exact) && name != Profile::NAME;
     if structural(&info.name) {
         pipeline.steps.retain(|s| structural(&s.name));
+        pipeline.steps.push(own);
+    } else {
+        pipeline.steps.push(own);
+        // The searches before `quantize` want to know what it will do.
+        pipeline.steps.extend(behind.find(|s| s.name == Quantize::NAME));
     }
-    let mut text = pipeline.to_string();
-    if !text.is_empty() {
-        text.push(',');
-    }
-    let own = own.map_or_else(|| Pipeline { steps: Vec::new() }, |s| Pipeline { steps: vec![s] });
-    let mut last = if own.steps.is_empty() { info.name.clone() } else { own.to_string() };
-    if let (Some(quantize), false) = (quantize, structural(&info.name)) {
-        last = format!("{last},{}", Pipeline { steps: vec![quantize] });
-    }
-    Ok(text + &last)
+    Ok(pipeline.to_string())
 }

@@ -9,7 +9,7 @@ use awqc_exec::host::elementwise;
 use awqc_exec::host::math::simd;
 use awqc_exec::host::norm::{layer_row, rms_row};
 use awqc_exec::host::rotate::turn_row;
-use awqc_exec::interp::frequencies::frequencies;
+use awqc_exec::interp::frequencies::{angles, frequencies};
 use awqc_ir::{TensorSource, Verified};
 use awqc_passes::Tensor;
 
@@ -153,6 +153,11 @@ impl<'a> Session<'a> {
             Stage::Rows(_) | Stage::Attend(_) => 0,
         });
         bytes.sum()
+    }
+
+    /// Whether any product is one with low-bit codes.
+    pub fn has_packed_weights(&self) -> bool {
+        !self.body.program.activations.is_empty() || !self.head.program.activations.is_empty()
     }
 
     /// Tokens that the model knows.
@@ -331,7 +336,10 @@ impl<'a> Part<'a> {
                         (Cow::Owned(frequencies), factor)
                     }
                 };
-                angles(&frequencies, factor, work.past + t, write(*cos), write(*sin));
+                let angles = angles(&frequencies, factor, (work.past + t) as i64);
+                for ((cos, sin), angle) in write(*cos).iter_mut().zip(write(*sin)).zip(angles) {
+                    (*cos, *sin) = angle;
+                }
             }
             Row::Copy { from, to } => write(*to).copy_from_slice(read(*from)),
             Row::RmsNorm { at, heads, eps, gain } => {
@@ -475,14 +483,6 @@ fn map(f: Map, x: &mut [f32]) {
         Map::Relu => elementwise::relu(x),
         Map::Scale(by) => x.iter_mut().for_each(|v| *v *= by),
         Map::Softcap(at) => elementwise::softcap(x, at),
-    }
-}
-
-/// `cos` and `sin` of a position, `[P]`.
-fn angles(frequencies: &[f64], factor: f64, position: usize, cos: &mut [f32], sin: &mut [f32]) {
-    for ((cos, sin), f) in cos.iter_mut().zip(sin).zip(frequencies) {
-        let angle = position as f64 * f;
-        (*cos, *sin) = ((angle.cos() * factor) as f32, (angle.sin() * factor) as f32);
     }
 }
 

@@ -24,4 +24,4 @@ pub use interp::{Caches, ExecBackend, Interpreter, Val, Weights};
 pub use memory::MemorySource;
 pub use realize::{Realized, realize};
 pub use session::{Logits, Session};
-pub use stream::{Chunk, Piece, Ready, log_sum_exp, stream};
+pub use stream::{Chunk, Piece, Ready, stream};

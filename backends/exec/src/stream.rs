@@ -187,8 +187,3 @@ fn chunk_rows(region: &Region) -> usize {
 fn length(inputs: &[Val<Host>]) -> usize {
     inputs.first().and_then(|v| v.shape().get(1).copied()).unwrap_or(0)
 }
-
-/// log Σ exp(row): with it, the log-probability of token `t` is `row[t] − log_sum_exp(row)`.
-pub fn log_sum_exp(row: &[f32]) -> f64 {
-    crate::host::math::log_sum_exp(row)
-}

@@ -1,8 +1,8 @@
 //! The artefact that awqc itself runs: a folder that this crate's interpreter runs, and that needs nothing else. Packed
 //! weights are stored in the layout that the pass `pack` chose, or else row by row.
 //!
-//! `weights.safetensors` holds every weight as it comes out of its expression, `checksums.json` the CRC-32 of each; `module.awqir` is the module with every
-//! expression replaced by that tensor; `provenance.awqir` is the module as compiled, expressions and all.
+//! `weights.safetensors` holds every weight as it comes out of its expression, `checksums.json` the
+//! CRC-32 of each; `module.awqir` is the module with every expression replaced by that tensor; `provenance.awqir` is the module as compiled, expressions and all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -139,8 +139,8 @@ pub fn softmax(row: &mut [f32]) {
     }
 }
 
-/// log Σ exp(row).
-pub(crate) fn log_sum_exp(row: &[f32]) -> f64 {
+/// log Σ exp(row): with it, the log-probability of token `t` is `row[t] − log_sum_exp(row)`.
+pub fn log_sum_exp(row: &[f32]) -> f64 {
     simd(
         #[inline(always)]
         || {

@@ -65,6 +65,15 @@ fn ramp(op: &RopeTable, original: f64, fast: f64, slow: f64, truncate: bool) -> 
     (start, if start == end { end + 0.001 } else { end })
 }
 
+/// Cosine and sine of each pair at a position, times `factor`. The angles are f64: at long contexts f32 products of
+/// position and frequency are off by more than the rounding of the result.
+pub fn angles(frequencies: &[f64], factor: f64, position: i64) -> impl Iterator<Item = (f32, f32)> {
+    frequencies.iter().map(move |f| {
+        let angle = position as f64 * f;
+        ((angle.cos() * factor) as f32, (angle.sin() * factor) as f32)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use awqc_exec::host::math::log_sum_exp;
 use awqc_exec::stream::prepare;
-use awqc_exec::{Chunk, Control, Host, HostExecutor, Logits, Session, log_sum_exp, stream};
+use awqc_exec::{Chunk, Control, Host, HostExecutor, Logits, Session, stream};
 use awqc_ir::{Module, Region, ValueId, WeightExpr, verify};
 use awqc_passes::{ExecError, Executor};
 

@@ -7,10 +7,10 @@ use burn_backend::{Backend, TensorMetadata};
 
 use super::shape::narrow;
 use super::{dims, embedding, last, reshape};
-use crate::interp::{frequencies, upload};
+use crate::interp::frequencies::{angles, frequencies};
+use crate::interp::upload;
 
-/// `cos` and `sin`, `[S, dim/2]`, of integer positions. The angles are computed in f64 on the host: there are few, and
-/// at long contexts f32 products of position and frequency are off by more than the rounding of the result.
+/// `cos` and `sin`, `[S, dim/2]`, of integer positions. There are few: the host computes them.
 ///
 /// # Errors
 /// When the device cannot be read.
@@ -21,13 +21,10 @@ pub fn table<B: Backend>(
 ) -> Result<(FloatTensor<B>, FloatTensor<B>), ExecError> {
     let positions = embedding::read_ints::<B>(positions).map_err(ExecError::Unavailable)?;
     let len = positions.iter().max().map_or(0, |p| p.saturating_add(1)).max(0) as u64;
-    let (frequencies, factor) = frequencies::frequencies(op, len);
-    let angles = || positions.iter().flat_map(|p| frequencies.iter().map(move |f| *p as f64 * f));
-    let tensor = |f: fn(f64) -> f64| {
-        let data = angles().map(|a| (f(a) * factor) as f32).collect();
-        upload::<B>(Tensor { shape: vec![positions.len(), frequencies.len()], data }, device)
-    };
-    Ok((tensor(f64::cos), tensor(f64::sin)))
+    let (frequencies, factor) = frequencies(op, len);
+    let (cos, sin) = positions.iter().flat_map(|p| angles(&frequencies, factor, *p)).unzip();
+    let tensor = |data| upload::<B>(Tensor { shape: vec![positions.len(), frequencies.len()], data }, device);
+    Ok((tensor(cos), tensor(sin)))
 }
 
 /// See [`crate::interp::ExecBackend::op_rope`].
