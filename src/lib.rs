@@ -22,6 +22,7 @@ pub mod generate;
 pub mod interrupt;
 pub mod metrics;
 pub mod model;
+pub mod order;
 pub mod progress;
 pub mod resume;
 mod rss;

@@ -217,21 +217,23 @@ pub enum Layout {
     /// and, if asymmetric, zero points (16 bytes each), padded to 64 bytes, then blocks of 32 columns: eight quads of
     /// 64 bytes, byte `4 r + i` of quad `p` for row `r` and column `4 p + i`, narrow codes sharing bytes plane by plane.
     R16,
+    /// As `rows`, but every 32 columns in the order of the AWQ paper (section 4.2): byte `e` of 16 holds columns `e` and
+    /// `e + 16`, and rows are padded to whole blocks. Four bits.
+    Simd16,
 }
 
 impl Layout {
     /// Every layout with its name in the text form.
-    pub const ALL: [(Layout, &'static str); 3] =
-        [(Layout::Rows, "rows"), (Layout::AwqGemm, "awq_gemm"), (Layout::R16, "r16")];
-}
+    pub const ALL: [(Layout, &'static str); 4] =
+        [(Layout::Rows, "rows"), (Layout::AwqGemm, "awq_gemm"), (Layout::R16, "r16"), (Layout::Simd16, "simd16")];
 
-impl Layout {
     /// The stored parts of a `[rows, cols]` weight: suffix of the tensor's name, storage and shape. Empty when a size
     /// overflows.
     pub fn parts(self, quant: Quant, rows: usize, cols: usize) -> Vec<(&'static str, Stored, Vec<usize>)> {
         let groups = quant.group.count(cols);
         match self {
-            Layout::Rows => {
+            Layout::Rows | Layout::Simd16 => {
+                let cols = if self == Layout::Simd16 { cols.div_ceil(32).saturating_mul(32) } else { cols };
                 let bytes = cols.saturating_mul(usize::from(quant.bits)).div_ceil(8);
                 let mut parts =
                     vec![(".codes", Stored::U8, vec![rows, bytes]), (".scales", Stored::F16, vec![rows, groups])];
@@ -259,6 +261,7 @@ impl fmt::Display for Layout {
             Layout::Rows => "rows",
             Layout::AwqGemm => "awq_gemm",
             Layout::R16 => "r16",
+            Layout::Simd16 => "simd16",
         })
     }
 }

@@ -13,6 +13,7 @@ use crate::bench::{Row, SHAPES, Test, bandwidth, kernel, measure};
 use crate::engine::{EngineArgs, cpu};
 use crate::failure::{Exit, Failure};
 use crate::model::Model;
+use crate::order::orders;
 use crate::progress::{print, say};
 use crate::rss;
 
@@ -136,12 +137,14 @@ fn kernels(context: &Context, args: &Args, output: Output) -> Result<(), Failure
         }
     }
     let limit = bandwidth(context.threads);
+    let orders = orders(isas.last().copied().unwrap_or(Isa::Scalar));
     if output == Output::Json {
         return print_json(&json!({
             "type": quant.to_string(),
             "threads": context.threads,
             "read_gigabytes_per_second": limit,
             "kernels": rows,
+            "orders": orders,
         }));
     }
     say(&format!("{quant}, {} threads; memory reads {limit:.1} GB/s", context.threads));
@@ -157,6 +160,12 @@ fn kernels(context: &Context, args: &Args, output: Output) -> Result<(), Failure
             format!("{:.0}", k.gigaops),
         ]
     });
+    print(&table(output, &header, cells));
+    say("the order of 4-bit codes, one thread, weights in the cache");
+    let header = ["layout", "order", "10⁹ weights/s", "gain"];
+    let cells = orders
+        .iter()
+        .map(|o| vec![o.layout.clone(), o.order.to_owned(), format!("{:.1}", o.gigaweights), format!("{:.2}", o.gain)]);
     print(&table(output, &header, cells));
     Ok(())
 }

@@ -2,6 +2,7 @@
 //! Python.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool")]
 
+mod arm;
 mod demo;
 mod docs;
 mod goldens;
@@ -14,6 +15,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
 
   demo              fetch SmolLM2-135M-Instruct, compile it to 4 bits, compare perplexity, size and time, generate text
   test              format, lints, all tests, documentation check: what continuous integration runs
+  arm               build for 64-bit ARM, run the CPU back end's tests on emulated processors (part of `test` where it can be had)
   docs [--check]    write docs/passes.md from the passes' own documentation, or check that it is up to date
   goldens [DIR]     make golden checkpoints with PyTorch in a scratch environment (default: target/goldens)";
 
@@ -23,6 +25,7 @@ fn main() -> ExitCode {
     let done = match args.as_slice() {
         ["demo"] => demo::demo(),
         ["test"] => test::test(),
+        ["arm"] => arm::arm(),
         ["docs"] => docs::docs(docs::Mode::Write),
         ["docs", "--check"] => docs::docs(docs::Mode::Check),
         ["goldens"] => goldens::goldens("target/goldens"),

@@ -19,13 +19,25 @@ pub(crate) fn command(program: &str, args: &[&str]) -> Command {
 
 /// Runs a command whose output goes to the terminal; fails if it fails.
 pub(crate) fn run(program: &str, args: &[&str]) -> Result<()> {
-    eprintln!("$ {program} {}", args.join(" "));
-    let status =
-        command(program, args).status().with_context(|| format!("cannot start {program}: is it installed?"))?;
+    finish(&mut command(program, args))
+}
+
+/// As [`run`], for a command that has been prepared.
+pub(crate) fn finish(command: &mut Command) -> Result<()> {
+    let line = show(command);
+    eprintln!("$ {line}");
+    let status = command.status().with_context(|| format!("cannot start `{line}`: is the program installed?"))?;
     if !status.success() {
-        bail!("{program} {} failed ({status})", args.join(" "));
+        bail!("{line} failed ({status})");
     }
     Ok(())
+}
+
+/// A command as one would type it.
+pub(crate) fn show(command: &Command) -> String {
+    let words: Vec<_> =
+        std::iter::once(command.get_program()).chain(command.get_args()).map(|w| w.to_string_lossy()).collect();
+    words.join(" ")
 }
 
 /// Runs a command and returns its standard output; its standard error goes to the terminal.

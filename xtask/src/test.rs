@@ -1,19 +1,27 @@
 //! `cargo xtask test`: what continuous integration runs, closing with one line that counts all tests.
 
+use std::fmt;
 use std::io::{BufRead, BufReader};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::arm;
 use crate::docs::{Mode, docs};
-use crate::run::{cargo, command, run};
+use crate::run::{cargo, command, run, show};
 
 /// Tests counted over all test binaries.
 #[derive(Default)]
-struct Tally {
+pub(crate) struct Tally {
     passed: u64,
     failed: u64,
     skipped: u64,
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
+    }
 }
 
 pub(crate) fn test() -> Result<()> {
@@ -22,15 +30,19 @@ pub(crate) fn test() -> Result<()> {
     run(&cargo, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
     docs(Mode::Check)?;
     let mut tally = Tally::default();
-    let tests = tests(&cargo, &["test", "--workspace", "--no-fail-fast"], &mut tally);
-    println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skipped);
-    tests
+    let here = tests(&mut command(&cargo, &["test", "--workspace", "--no-fail-fast"]), &mut tally);
+    let elsewhere = match arm::prepare() {
+        Some(environment) => arm::check(&environment, &mut tally),
+        None => Ok(()),
+    };
+    println!("{tally}");
+    here.and(elsewhere)
 }
 
 /// Runs the tests, passes their output on, and adds up the closing lines of the test binaries.
-fn tests(cargo: &str, args: &[&str], tally: &mut Tally) -> Result<()> {
-    eprintln!("$ cargo {}", args.join(" "));
-    let mut child = command(cargo, args).stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
+pub(crate) fn tests(command: &mut Command, tally: &mut Tally) -> Result<()> {
+    eprintln!("$ {}", show(command));
+    let mut child = command.stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
     let out = child.stdout.take().context("cargo has no output")?;
     for line in BufReader::new(out).lines() {
         let line = line.context("cannot read the output of the tests")?;

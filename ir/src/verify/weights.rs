@@ -91,7 +91,8 @@ fn quantized(ty: &Type, layout: Option<Layout>) -> Option<String> {
         Some(Layout::AwqGemm) if quant.bits != 4 || quant.symmetric || !rows.is_multiple_of(8) => {
             Some(format!("the layout awq_gemm holds 4-bit asymmetric weights with a multiple of 8 rows, not {ty}"))
         }
-        Some(Layout::AwqGemm | Layout::Rows | Layout::R16) | None => None,
+        Some(Layout::Simd16) if quant.bits != 4 => Some(format!("the layout simd16 holds 4-bit weights, not {ty}")),
+        Some(Layout::AwqGemm | Layout::Rows | Layout::R16 | Layout::Simd16) | None => None,
     }
 }
 

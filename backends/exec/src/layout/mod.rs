@@ -3,6 +3,7 @@
 mod awq_gemm;
 pub mod r16;
 mod rows;
+mod simd16;
 
 use awqc_ir::{Layout, Quant, RawTensor, Stored, TensorInfo, TensorSource};
 use awqc_passes::rtn::Codes;
@@ -32,6 +33,7 @@ pub fn pack(codes: &Codes, layout: Layout) -> Result<Vec<Part>, LayoutError> {
         Layout::Rows => rows::pack(codes),
         Layout::AwqGemm => awq_gemm::pack(codes),
         Layout::R16 => r16::pack(codes),
+        Layout::Simd16 => simd16::pack(codes),
     }
 }
 
@@ -50,6 +52,7 @@ pub fn unpack(
         Layout::Rows => rows::unpack(quant, rows, cols, part),
         Layout::AwqGemm => awq_gemm::unpack(quant, rows, cols, part),
         Layout::R16 => r16::unpack(quant, rows, cols, part),
+        Layout::Simd16 => simd16::unpack(quant, rows, cols, part),
     }
 }
 
@@ -62,6 +65,7 @@ pub fn fits(layout: Layout, quant: Quant, rows: usize, cols: usize) -> Result<()
         Layout::Rows => Ok(()),
         Layout::AwqGemm => awq_gemm::fits(quant, rows, cols),
         Layout::R16 => r16::shape(quant, rows, cols).map(|_| ()),
+        Layout::Simd16 => simd16::fits(quant),
     }
 }
 
@@ -171,6 +175,13 @@ mod tests {
             let group = group.map_or(Group::Row, Group::Size);
             let c = codes(Quant { bits, symmetric, group }, rows, cols, seed);
             prop_assert_eq!(round_trip(&c, Layout::R16), c);
+        }
+
+        #[test]
+        fn simd16_round_trips(symmetric: bool, group in prop::option::of(1u32..80), rows in 1usize..9, cols in 1usize..150, seed: u64) {
+            let group = group.map_or(Group::Row, Group::Size);
+            let c = codes(Quant { bits: 4, symmetric, group }, rows, cols, seed);
+            prop_assert_eq!(round_trip(&c, Layout::Simd16), c);
         }
 
         #[test]

@@ -11,7 +11,7 @@ fn row_bytes(quant: Quant, cols: usize) -> usize {
 }
 
 pub(super) fn pack(c: &Codes) -> Result<Vec<Part>, LayoutError> {
-    let (bits, width, groups) = (u32::from(c.quant.bits), row_bytes(c.quant, c.cols), c.groups());
+    let (bits, width) = (u32::from(c.quant.bits), row_bytes(c.quant, c.cols));
     let mut bytes = Vec::with_capacity(c.rows * width);
     for row in c.codes.chunks(c.cols.max(1)) {
         // Codes enter at the top of the window, whole bytes leave at the bottom.
@@ -29,13 +29,17 @@ pub(super) fn pack(c: &Codes) -> Result<Vec<Part>, LayoutError> {
             bytes.push(window as u8);
         }
     }
+    let codes = Part { suffix: ".codes", tensor: tensor(Stored::U8, [c.rows, width], bytes) };
+    Ok([codes].into_iter().chain(grid(c)?).collect())
+}
+
+/// Scales and, if asymmetric, zero points, row by row.
+pub(super) fn grid(c: &Codes) -> Result<Vec<Part>, LayoutError> {
+    let shape = [c.rows, c.groups()];
     let scales = scale_bytes(c.scales.iter().copied())?;
-    let mut parts = vec![
-        Part { suffix: ".codes", tensor: tensor(Stored::U8, [c.rows, width], bytes) },
-        Part { suffix: ".scales", tensor: tensor(Stored::F16, [c.rows, groups], scales) },
-    ];
+    let mut parts = vec![Part { suffix: ".scales", tensor: tensor(Stored::F16, shape, scales) }];
     if !c.quant.symmetric {
-        parts.push(Part { suffix: ".zeros", tensor: tensor(Stored::U8, [c.rows, groups], c.zeros.clone()) });
+        parts.push(Part { suffix: ".zeros", tensor: tensor(Stored::U8, shape, c.zeros.clone()) });
     }
     Ok(parts)
 }
@@ -46,7 +50,7 @@ pub(super) fn unpack(
     cols: usize,
     mut part: impl FnMut(&'static str) -> Result<RawTensor, LayoutError>,
 ) -> Result<Codes, LayoutError> {
-    let (bits, width, groups) = (u32::from(quant.bits), row_bytes(quant, cols), quant.group.count(cols));
+    let (bits, width) = (u32::from(quant.bits), row_bytes(quant, cols));
     let stored = part(".codes")?;
     expect(".codes", &stored, Stored::U8, &[rows, width])?;
     let mask = (1u32 << bits) - 1;
@@ -64,6 +68,18 @@ pub(super) fn unpack(
             filled -= bits;
         }
     }
+    let (scales, zeros) = read_grid(quant, rows, cols, part)?;
+    Ok(Codes { quant, rows, cols, codes, scales, zeros })
+}
+
+/// The scales and zero points that [`grid`] wrote.
+pub(super) fn read_grid(
+    quant: Quant,
+    rows: usize,
+    cols: usize,
+    mut part: impl FnMut(&'static str) -> Result<RawTensor, LayoutError>,
+) -> Result<(Vec<f32>, Vec<u8>), LayoutError> {
+    let (bits, groups) = (u32::from(quant.bits), quant.group.count(cols));
     let scales = part(".scales")?;
     expect(".scales", &scales, Stored::F16, &[rows, groups])?;
     let zeros = if quant.symmetric {
@@ -71,14 +87,15 @@ pub(super) fn unpack(
     } else {
         let zeros = part(".zeros")?;
         expect(".zeros", &zeros, Stored::U8, &[rows, groups])?;
-        if let Some(z) = zeros.bytes.iter().find(|z| u32::from(**z) > mask) {
+        if let Some(z) = zeros.bytes.iter().find(|z| u32::from(**z) >> bits != 0) {
             return Err(LayoutError(format!(
-                "part `.zeros` holds {z}, the largest zero point of {bits} bits is {mask}"
+                "part `.zeros` holds {z}, the largest zero point of {bits} bits is {}",
+                (1u32 << bits) - 1
             )));
         }
         zeros.bytes
     };
-    Ok(Codes { quant, rows, cols, codes, scales: read_scales(&scales.bytes)?, zeros })
+    Ok((read_scales(&scales.bytes)?, zeros))
 }
 
 #[cfg(test)]
