@@ -1,6 +1,5 @@
 //! Measuring speed: prompts and generation as llama-bench does it, single products, and the memory's own speed.
 
-use std::hint::black_box;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -126,34 +125,8 @@ pub fn measure(
     })
 }
 
-/// Bytes of the buffer that [`bandwidth`] reads: larger than caches.
-const PROBE: usize = 256 << 20;
-
-/// Gigabytes a second that `threads` threads read from memory, adding up what they read: the best of several rounds.
-pub fn bandwidth(threads: usize) -> f64 {
-    let numbers: Vec<u64> = (0..PROBE as u64 / 8).collect();
-    let mut pool = Pool::new(threads);
-    let rounds = (0..5).map(|_| {
-        let start = Instant::now();
-        pool.run(&|member| {
-            let own = &numbers[member.share(numbers.len(), 1 << 9)];
-            // Four streams side by side keep more reads in flight than one.
-            let quarter = own.len() / 4;
-            let (a, rest) = own.split_at(quarter);
-            let (b, rest) = rest.split_at(quarter);
-            let (c, d) = rest.split_at(quarter);
-            let mut sums = [0u64; 4];
-            for (((a, b), c), d) in a.chunks(32).zip(b.chunks(32)).zip(c.chunks(32)).zip(d.chunks(32)) {
-                for (sum, part) in sums.iter_mut().zip([a, b, c, d]) {
-                    *sum = sum.wrapping_add(part.iter().fold(0, |s, v| s ^ v));
-                }
-            }
-            black_box(sums);
-        });
-        1e-9 * PROBE as f64 / start.elapsed().as_secs_f64()
-    });
-    rounds.fold(0.0, f64::max)
-}
+/// Bytes of weights that [`kernel`] takes in turn: more than caches hold.
+const ROTATED: usize = 256 << 20;
 
 /// One product of [`kernels`].
 #[derive(Clone, Debug, Serialize)]
@@ -197,7 +170,7 @@ pub fn kernel(
     let zeros = vec![shape.middle(); scales.len()];
     let bytes = pack_codes(&shape, &codes, &scales, &zeros);
     // Copies are used in turn, so that each is out of the cache when its turn comes.
-    let copies: Vec<Vec<u8>> = (0..PROBE.div_ceil(bytes.len()).clamp(1, 8)).map(|_| bytes.clone()).collect();
+    let copies: Vec<Vec<u8>> = (0..ROTATED.div_ceil(bytes.len()).clamp(1, 8)).map(|_| bytes.clone()).collect();
     let x: Vec<f32> = (0..tokens * cols).map(|_| rng.f32() - 0.5).collect();
     let (mut rounded, mut exact) = (Acts::default(), FloatActs::default());
     match act {

@@ -1,6 +1,6 @@
 //! What runs a model: artefacts of a CPU target by the packed kernels, everything else by the reference executor.
 
-use awqc_cpu::{Activations, CpuError, Isa, Options};
+use awqc_cpu::{Activations, CpuError, Isa, Options, Pages};
 use awqc_exec::{Host, Logits, Session};
 use awqc_ir::verify::verify;
 use awqc_ir::{Layout, WeightExpr};
@@ -52,6 +52,10 @@ pub struct EngineArgs {
     /// What packed linears multiply: activations rounded to 8 bits, which is the default, or exact ones.
     #[arg(long, value_name = "int8|f32", value_parser = activations)]
     pub act: Option<Activations>,
+    /// Where packed weights live: copied to huge pages, which is the default and decodes faster, or in the mapped file,
+    /// which loads faster and is shared between processes.
+    #[arg(long, value_name = "huge|map", value_parser = pages)]
+    pub pages: Option<Pages>,
     /// The instruction set of the packed kernels; the best that the machine and the model's target have if not given.
     #[arg(long, value_name = "ISA")]
     pub isa: Option<Isa>,
@@ -65,13 +69,26 @@ fn activations(text: &str) -> Result<Activations, String> {
     }
 }
 
+fn pages(text: &str) -> Result<Pages, String> {
+    match text {
+        "map" => Ok(Pages::Map),
+        "huge" => Ok(Pages::Huge),
+        other => Err(format!("`{other}`: huge or map is needed")),
+    }
+}
+
 impl EngineArgs {
     /// An error if something is asked of the packed kernels, which do not run the model.
     ///
     /// # Errors
     /// Then.
     pub fn refuse(&self) -> Result<(), Failure> {
-        let given = [("--ctx", self.ctx.is_some()), ("--act", self.act.is_some()), ("--isa", self.isa.is_some())];
+        let given = [
+            ("--ctx", self.ctx.is_some()),
+            ("--act", self.act.is_some()),
+            ("--pages", self.pages.is_some()),
+            ("--isa", self.isa.is_some()),
+        ];
         match given.into_iter().find(|(_, given)| *given) {
             Some((flag, _)) => Err(Failure::new(
                 Exit::Usage,
@@ -136,8 +153,13 @@ pub fn cpu<'m>(
         }
         (None, None) => Isa::detect(),
     };
-    let options =
-        Options { context: args.ctx.unwrap_or(context), threads, isa, activations: args.act.unwrap_or_default() };
+    let options = Options {
+        context: args.ctx.unwrap_or(context),
+        threads,
+        isa,
+        activations: args.act.unwrap_or_default(),
+        pages: args.pages.unwrap_or_default(),
+    };
     let session = awqc_cpu::Session::new(module, model.source.as_ref(), options)?;
     if !session.has_packed_weights() {
         EngineArgs { ctx: None, ..args.clone() }.refuse()?;

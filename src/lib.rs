@@ -9,6 +9,7 @@ pub use awqc_frontends as frontends;
 pub use awqc_ir as ir;
 pub use awqc_passes as passes;
 
+pub mod bandwidth;
 pub mod bench;
 pub mod calibration;
 pub mod chat;

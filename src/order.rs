@@ -93,33 +93,29 @@ fn rate(mut round: impl FnMut()) -> f64 {
 
 /// Byte `i` holds columns `2 i` and `2 i + 1`.
 fn neighbours(row: &[u8], x: &[i8]) -> i32 {
-    simd(
-        #[inline(always)]
-        || {
-            let mut sum = 0;
-            for (bytes, x) in row.as_chunks::<{ BLOCK / 2 }>().0.iter().zip(x.as_chunks::<BLOCK>().0) {
-                for (b, x) in bytes.iter().zip(x.as_chunks::<2>().0) {
-                    sum += i32::from(b & 15) * i32::from(x[0]) + i32::from(b >> 4) * i32::from(x[1]);
-                }
-            }
-            sum
-        },
-    )
+    sum(row, x, |bytes, x, i| [(bytes[i] & 15, x[2 * i]), (bytes[i] >> 4, x[2 * i + 1])])
 }
 
 /// Byte `e` of a block holds columns `e` and `e + 16`.
 fn halves(row: &[u8], x: &[i8]) -> i32 {
+    sum(row, x, |bytes, x, e| [(bytes[e] & 15, x[e]), (bytes[e] >> 4, x[e + 16])])
+}
+
+/// Σ code · activation, where `at` gives the two codes of a block's byte with their activations. Each byte has a sum of
+/// its own, so that compilers see sixteen lanes.
+#[inline(always)]
+fn sum(row: &[u8], x: &[i8], at: impl Fn(&[u8; BLOCK / 2], &[i8; BLOCK], usize) -> [(u8, i8); 2]) -> i32 {
     simd(
         #[inline(always)]
         || {
-            let mut sum = 0;
+            let mut sums = [0i32; BLOCK / 2];
             for (bytes, x) in row.as_chunks::<{ BLOCK / 2 }>().0.iter().zip(x.as_chunks::<BLOCK>().0) {
-                let (low, high) = x.split_at(BLOCK / 2);
-                for ((b, low), high) in bytes.iter().zip(low).zip(high) {
-                    sum += i32::from(b & 15) * i32::from(*low) + i32::from(b >> 4) * i32::from(*high);
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    let [a, b] = at(bytes, x, i);
+                    *sum += i32::from(i16::from(a.0) * i16::from(a.1)) + i32::from(i16::from(b.0) * i16::from(b.1));
                 }
             }
-            sum
+            sums.iter().sum()
         },
     )
 }

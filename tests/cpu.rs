@@ -1,6 +1,6 @@
 //! The packed back end computes what the reference executor computes: float models of every family, and compiled ones.
 
-use awqc::cpu::{Activations, Isa, Options, Session};
+use awqc::cpu::{Activations, Isa, Options, Pages, Session};
 use awqc::exec::Logits;
 use awqc::generate::session;
 use awqc::ir::verify::verify;
@@ -9,7 +9,7 @@ use awqc::model::Model;
 use crate::models::{Expected, folders, largest_difference, name};
 
 fn options(threads: usize) -> Options {
-    Options { context: 64, threads, isa: Isa::detect(), activations: Activations::F32 }
+    Options { context: 64, threads, isa: Isa::detect(), activations: Activations::F32, pages: Pages::Map }
 }
 
 #[test]

@@ -102,11 +102,13 @@ fn damaged(path: &Path, source: &Safetensors) -> Result<Vec<String>, ImportError
     let bytes = read_small(path, MAX_TEXT)?;
     let sums: BTreeMap<String, String> = serde_json::from_slice(&bytes)
         .map_err(|e| ImportError::malformed(path, format!("is no list of checksums: {e}")))?;
-    let wrong = |(name, sum): &(&String, &String)| {
-        source.mapped(name).is_some_and(|bytes| format!("{:08x}", crc32fast::hash(bytes)) != **sum)
-    };
-    let names = sums.iter().filter(wrong).map(|(name, _)| name);
-    Ok(names.map(|n| format!("`{n}` is damaged: its checksum differs; compile the model again")).collect())
+    let mut problems = Vec::new();
+    for (name, sum) in &sums {
+        if source.crc32(name)?.is_some_and(|crc| format!("{crc:08x}") != *sum) {
+            problems.push(format!("`{name}` is damaged: its checksum differs; compile the model again"));
+        }
+    }
+    Ok(problems)
 }
 
 /// The tensors that the module names and the file lacks.

@@ -53,6 +53,19 @@ impl DataFile {
         self.file.read_exact_at(&mut bytes, at)?;
         Ok(bytes)
     }
+
+    /// The CRC-32 of `len` bytes from `at`. They are read piece by piece: through a map they would all stay resident.
+    pub(crate) fn crc32(&self, at: u64, len: u64) -> Result<u32, std::io::Error> {
+        const PIECE: u64 = 1 << 20;
+        let mut crc = crc32fast::Hasher::new();
+        let mut done = 0;
+        while done < len {
+            let bytes = self.read(at + done, PIECE.min(len - done))?;
+            crc.update(&bytes);
+            done += bytes.len() as u64;
+        }
+        Ok(crc.finalize())
+    }
 }
 
 /// Reads a whole file that must not be larger than `limit` bytes.

@@ -121,6 +121,17 @@ impl Safetensors {
         Ok(())
     }
 
+    /// The CRC-32 of a tensor's bytes; `None` if there is no such tensor.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn crc32(&self, name: &str) -> Result<Option<u32>, ImportError> {
+        let Some((place, file)) = self.tensors.get(name).and_then(|p| Some((p, self.files.get(p.file)?))) else {
+            return Ok(None);
+        };
+        file.crc32(place.at, place.len).map(Some).map_err(|e| ImportError::io(&file.path, e))
+    }
+
     /// The files, in order.
     pub fn paths(&self) -> impl Iterator<Item = &PathBuf> {
         self.files.iter().map(|f| &f.path)

@@ -9,7 +9,8 @@ use awqc_ir::{Group, Quant};
 use serde_json::json;
 
 use super::{Context, print_json};
-use crate::bench::{Row, SHAPES, Test, bandwidth, kernel, measure};
+use crate::bandwidth::bandwidth;
+use crate::bench::{Row, SHAPES, Test, kernel, measure};
 use crate::engine::{EngineArgs, cpu};
 use crate::failure::{Exit, Failure};
 use crate::model::Model;

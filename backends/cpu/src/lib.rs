@@ -11,11 +11,13 @@ mod arena;
 mod dense;
 pub mod kernels;
 mod lower;
+mod memory;
 mod pool;
 mod program;
 mod session;
 
 pub use kernels::Isa;
+pub use memory::{Pages, Room};
 pub use pool::{Member, Pool};
 pub use session::{Activations, Options, Session};
 

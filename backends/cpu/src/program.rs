@@ -7,6 +7,7 @@ use awqc_ir::op::{RopeTable, Sdpa};
 use awqc_ir::panels::Panels;
 
 use crate::arena::Place;
+use crate::memory::{Bytes, Memory};
 
 /// The stages of a part of a module, in order. All members of the team are done with a stage before the next begins.
 #[derive(Default)]
@@ -20,6 +21,8 @@ pub(crate) struct Program<'a> {
     pub(crate) results: Vec<Place>,
     /// Channels of keys and values of each KV cache.
     pub(crate) caches: Vec<(usize, usize)>,
+    /// What holds the packed weights that are not where they came from.
+    pub(crate) memory: Memory,
     /// The shapes that the activations of packed linears are quantized for.
     pub(crate) activations: Vec<Panels>,
 }
@@ -111,8 +114,8 @@ pub(crate) struct Linear<'a> {
 pub(crate) enum Product<'a> {
     /// Of low-bit codes.
     Packed {
-        /// The panels.
-        bytes: Cow<'a, [u8]>,
+        /// The panels, see [`Program::memory`].
+        bytes: Bytes<'a>,
         /// Their shape.
         shape: Panels,
         /// Which of [`Program::activations`].

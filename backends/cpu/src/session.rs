@@ -18,6 +18,7 @@ use crate::arena::{Arena, Place};
 use crate::dense::BLOCK_ROWS;
 use crate::kernels::{self, Acts, FloatActs, Isa, OutTile, TILE};
 use crate::lower::{Input, lower};
+use crate::memory::Pages;
 use crate::pool::{Member, Pool};
 use crate::program::{Attend, Ints, Linear, Map, Other, Product, Program, Row, Stage, Zip};
 
@@ -32,6 +33,8 @@ pub struct Options {
     pub isa: Isa,
     /// What packed linears multiply.
     pub activations: Activations,
+    /// Where packed weights live.
+    pub pages: Pages,
 }
 
 /// What packed linears multiply.
@@ -107,8 +110,8 @@ impl<'a> Session<'a> {
         }
         let options = Options { context: options.context.max(1), ..options };
         let inputs = [Input::Ints(Ints::Ids), Input::Ints(Ints::Positions)];
-        let (body, stream) = lower(layers, &module.fused, source, &inputs)?;
-        let (head, out) = lower(std::slice::from_ref(last), &module.fused, source, &stream)?;
+        let (body, stream) = lower(layers, &module.fused, source, &inputs, options.pages)?;
+        let (head, out) = lower(std::slice::from_ref(last), &module.fused, source, &stream, options.pages)?;
         let Some(Input::Float(vocabulary)) = out.first().copied() else {
             return Err(CpuError::Unsupported("the module returns no logits".into()));
         };
@@ -148,7 +151,7 @@ impl<'a> Session<'a> {
     pub fn bytes_per_token(&self) -> usize {
         let stages = self.body.program.stages.iter().chain(&self.head.program.stages);
         let bytes = stages.map(|stage| match stage {
-            Stage::Linear(Linear { product: Product::Packed { bytes, .. }, .. }) => bytes.len(),
+            Stage::Linear(Linear { product: Product::Packed { shape, .. }, .. }) => shape.total_bytes(),
             Stage::Linear(Linear { product: Product::Dense { weight, .. }, .. }) => weight.bytes.len(),
             Stage::Rows(_) | Stage::Attend(_) => 0,
         });
@@ -392,6 +395,7 @@ impl<'a> Part<'a> {
         let out = linear.out;
         match &linear.product {
             Product::Packed { bytes, shape, x } => {
+                let bytes = self.program.memory.get(bytes);
                 let panels = member.share(shape.panels(), 1);
                 let rows = shape.panel_rows(panels.clone());
                 if rows.is_empty() {

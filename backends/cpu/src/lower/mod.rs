@@ -16,9 +16,10 @@ use awqc_ir::op::{GeluForm, Op};
 use awqc_ir::{FusedDef, Region, TensorSource, ValueId, WeightId};
 
 use self::place::{Flat, FlatProgram, Var, place};
-use self::weights::{dense, matrix, vector};
+use self::weights::{Home, dense, matrix, vector};
 use crate::CpuError;
 use crate::arena::Place;
+use crate::memory::{Memory, Pages};
 use crate::program::{Ints, Map, Other, Program, Row, Zip};
 
 /// A region's value as the flat program knows it.
@@ -39,8 +40,9 @@ pub(crate) fn lower<'a>(
     fused: &[FusedDef],
     source: &'a dyn TensorSource,
     inputs: &[Input],
+    pages: Pages,
 ) -> Result<(Program<'a>, Vec<Input>), CpuError> {
-    let mut builder = Builder::default();
+    let mut builder = Builder { flat: FlatProgram::default(), home: Home { pages, memory: Memory::default() } };
     let mut stream: Vec<Entry> = inputs.iter().map(|i| builder.input(*i)).collect();
     builder.flat.given = stream.iter().filter_map(|e| e.float()).collect();
     for region in regions {
@@ -52,7 +54,7 @@ pub(crate) fn lower<'a>(
     }
     let out = stream.iter().map(|e| builder.output(*e)).collect();
     builder.flat.results = stream.iter().filter_map(|e| e.float()).collect();
-    Ok((place(builder.flat), out))
+    Ok((Program { memory: builder.home.memory, ..place(builder.flat) }, out))
 }
 
 /// What a program is given, or leaves behind.
@@ -73,9 +75,9 @@ impl Entry {
     }
 }
 
-#[derive(Default)]
 struct Builder<'a> {
     flat: FlatProgram<'a>,
+    home: Home,
 }
 
 impl<'a> Builder<'a> {
@@ -148,7 +150,7 @@ impl<'a> Builder<'a> {
                 }
                 Op::Linear(_) => {
                     let weight = *weights.first().ok_or_else(|| unsupported(op, "a weight is missing"))?;
-                    let weight = matrix(region, weight, source)?;
+                    let weight = matrix(region, weight, source, &mut self.home)?;
                     self.flat.steps.push(Flat::Linear { weight, bias: vector(1)?, x: need(0)?, out });
                 }
                 Op::RmsNorm(n) => {

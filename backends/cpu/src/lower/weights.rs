@@ -6,16 +6,24 @@ use awqc_exec::layout::r16;
 use awqc_exec::realize::{Realized, realize};
 use awqc_ir::panels::Panels;
 use awqc_ir::{Layout, Region, Stored, TensorSource, WeightExpr, WeightId};
+use awqc_passes::ExecError;
 
 use crate::CpuError;
+use crate::memory::{Bytes, Memory, Pages};
 use crate::program::Dense;
+
+/// Where packed weights go.
+pub(super) struct Home {
+    pub(super) pages: Pages,
+    pub(super) memory: Memory,
+}
 
 /// The matrix of a linear.
 pub(super) enum Matrix<'a> {
     /// Low-bit codes in panels.
     Packed {
         /// The panels.
-        bytes: Cow<'a, [u8]>,
+        bytes: Bytes<'a>,
         /// Their shape.
         shape: Panels,
     },
@@ -53,7 +61,12 @@ pub(super) fn dense<'a>(region: &Region, id: WeightId, source: &'a dyn TensorSou
 }
 
 /// The matrix of a linear: panels as they lie in a mapped file, or packed now.
-pub(super) fn matrix<'a>(region: &Region, id: WeightId, source: &'a dyn TensorSource) -> Result<Matrix<'a>, CpuError> {
+pub(super) fn matrix<'a>(
+    region: &Region,
+    id: WeightId,
+    source: &'a dyn TensorSource,
+    home: &mut Home,
+) -> Result<Matrix<'a>, CpuError> {
     let weight = region.weight(id);
     let (Some(quant), Some(&[rows, cols])) = (weight.ty.elem.quant(), weight.ty.const_shape().as_deref()) else {
         return Ok(Matrix::Dense(dense(region, id, source)?));
@@ -61,15 +74,21 @@ pub(super) fn matrix<'a>(region: &Region, id: WeightId, source: &'a dyn TensorSo
     let shape = Panels::of(quant, rows, cols)
         .ok_or_else(|| CpuError::Unsupported(format!("region {}: {} is too large", region.name, weight.ty)))?;
     if let WeightExpr::Packed { tensor, layout: Layout::R16 } = &weight.expr
-        && let Some(bytes) = source.mapped(&format!("{}{}", region.tensor_name(tensor), r16::SUFFIX))
+        && let name = format!("{}{}", region.tensor_name(tensor), r16::SUFFIX)
+        && let Some(bytes) = source.mapped(&name)
         && bytes.len() == shape.total_bytes()
     {
-        return Ok(Matrix::Packed { bytes: Cow::Borrowed(bytes), shape });
+        let bytes = match home.pages {
+            Pages::Map => Cow::Borrowed(bytes),
+            // Read and not copied from the map, whose pages would count as this process's memory too.
+            Pages::Huge => Cow::Owned(source.read(&name).map_err(|e| ExecError::Tensor(e.0))?.bytes),
+        };
+        return Ok(Matrix::Packed { bytes: home.memory.take(bytes, home.pages), shape });
     }
     match realize(region, id, source)? {
         Realized::Quant(codes) => {
             let bytes = r16::panels(&codes).map_err(|e| CpuError::Unsupported(e.0))?;
-            Ok(Matrix::Packed { bytes: Cow::Owned(bytes), shape })
+            Ok(Matrix::Packed { bytes: home.memory.take(Cow::Owned(bytes), home.pages), shape })
         }
         Realized::Float { .. } => {
             Err(CpuError::Unsupported(format!("region {}: {} is not quantized", region.name, weight.ty)))
