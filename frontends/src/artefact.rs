@@ -119,9 +119,7 @@ fn missing(module: &Module, source: &dyn TensorSource) -> Vec<String> {
                 WeightExpr::Source(name) => vec![region.tensor_name(name)],
                 WeightExpr::Packed { tensor, layout } => {
                     let stem = region.tensor_name(tensor);
-                    let (Some(quant), Some(&[rows, cols])) =
-                        (weight.ty.elem.quant(), weight.ty.const_shape().as_deref())
-                    else {
+                    let (Some(quant), Some((rows, cols))) = (weight.ty.elem.quant(), weight.ty.matrix()) else {
                         continue;
                     };
                     let parts = layout.parts(quant, rows, cols);
@@ -132,6 +130,7 @@ fn missing(module: &Module, source: &dyn TensorSource) -> Vec<String> {
                 | WeightExpr::Div { .. }
                 | WeightExpr::Offset { .. }
                 | WeightExpr::Cat { .. }
+                | WeightExpr::Stack(_)
                 | WeightExpr::Rows { .. }
                 | WeightExpr::Transpose(_)
                 | WeightExpr::Clip { .. }

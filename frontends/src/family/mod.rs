@@ -88,6 +88,8 @@ pub enum KeyKind {
     Text,
     /// A list.
     List,
+    /// An object.
+    Object,
 }
 
 impl KeyRule {
@@ -110,6 +112,7 @@ impl KeyRule {
             KeyKind::Flag => value.is_boolean(),
             KeyKind::Text => value.is_string(),
             KeyKind::List => value.is_array(),
+            KeyKind::Object => value.is_object(),
         };
         if fits {
             Ok(())
@@ -128,6 +131,7 @@ impl KeyKind {
             KeyKind::Flag => "true or false",
             KeyKind::Text => "a text",
             KeyKind::List => "a list",
+            KeyKind::Object => "an object",
         }
     }
 }

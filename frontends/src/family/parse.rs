@@ -165,7 +165,8 @@ fn directive(family: &mut Family, words: &mut Words<'_>) -> Result<Option<GgufSe
                 "flag" => KeyKind::Flag,
                 "text" => KeyKind::Text,
                 "list" => KeyKind::List,
-                other => return Err(format!("`{other}` is not a kind: size, count, number, flag, text and list are")),
+                "object" => KeyKind::Object,
+                other => return Err(format!("`{other}` is not a kind: size, count, number, flag, text, list and object are")),
             };
             let keys = words.list("a key")?;
             family.keys.extend(keys.into_iter().map(|key| KeyRule { key, kind, optional }));

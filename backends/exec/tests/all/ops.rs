@@ -4,7 +4,7 @@ use awqc_exec::host::floats;
 use awqc_exec::interp::ops;
 use awqc_exec::interp::ops::sdpa::GrowingCache;
 use awqc_exec::{ExecBackend, Host, Val, interp::upload};
-use awqc_ir::op::{Embedding, GeluForm, LayerNorm, RmsNorm, Rope, RopeTable, Sdpa};
+use awqc_ir::op::{Alibi, Embedding, GeluForm, LayerNorm, RmsNorm, Rope, RopeTable, Sdpa, Split};
 use awqc_passes::Tensor;
 use burn_backend::tensor::FloatTensor;
 
@@ -63,7 +63,7 @@ fn embedding() {
     let (table, data) = random(4, &[7, 5]);
     let ids = |v: Vec<i32>| match Val::<Host>::ints(v, &[2, 2], &Default::default()) {
         Val::Int(t) => t,
-        Val::Float(_) => unreachable!(),
+        Val::Float(_) | Val::Routed(_) => unreachable!(),
     };
     let op = Embedding { offset: 2 };
     let want: Vec<f32> = [5, 2, 3, 6].iter().flat_map(|r| data[r * 5..(r + 1) * 5].to_vec()).collect();
@@ -107,7 +107,7 @@ fn rms_norm() {
 fn layer_norm() {
     let (x, xs) = random(7, &[2, 3, 19]);
     let ((g, gs), (b, bs)) = (random(8, &[19]), random(9, &[19]));
-    let op = LayerNorm { eps: 1e-3 };
+    let op = LayerNorm { eps: 1e-3, heads: None };
     for (gain, bias) in [(None, None), (Some(&g), None), (Some(&g), Some(&b))] {
         let mut want = Vec::new();
         for row in xs.chunks(19) {
@@ -129,10 +129,55 @@ fn layer_norm() {
 }
 
 #[test]
+fn layer_norm_head_by_head() {
+    let (x, xs) = random(7, &[2, 3, 12]);
+    let op = LayerNorm { eps: 1e-3, heads: Some(3) };
+    // One head's gain, and one for each.
+    for shape in [vec![4], vec![3, 4]] {
+        let (g, gs) = random(8, &shape);
+        let mut want = Vec::new();
+        for (r, row) in xs.chunks(4).enumerate() {
+            let mean = row.iter().map(|v| f64::from(*v)).sum::<f64>() / 4.0;
+            let var = row.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / 4.0;
+            let gain = |i: usize| f64::from(gs[(r * 4 + i) % gs.len()]);
+            want.extend(row.iter().enumerate().map(|(i, v)| {
+                ((f64::from(*v) - mean) / (var + 1e-3).sqrt() * gain(i)) as f32
+            }));
+        }
+        let plain = ops::norm::layer_norm::<Host>(&op, x.clone(), Some(&g), None);
+        agree(&want, &[2, 3, 12], &plain, &Host::op_layer_norm(&op, x.clone(), Some(&g), None));
+    }
+}
+
+#[test]
+fn split_concat_and_repeat_by_heads() {
+    let (x, xs) = random(7, &[1, 2, 12]);
+    let op = Split { sizes: vec![1, 3], heads: 3 };
+    let plain = ops::shape::split::<Host>(&op, x.clone());
+    let host = Host::op_split(&op, x.clone());
+    let pick = |from: usize, len: usize| -> Vec<f32> {
+        xs.chunks(4).flat_map(|head| head[from..from + len].to_vec()).collect()
+    };
+    agree(&pick(0, 1), &[1, 2, 3], &plain[0], &host[0]);
+    agree(&pick(1, 3), &[1, 2, 9], &plain[1], &host[1]);
+    agree(&xs, &[1, 2, 12], &ops::shape::concat::<Host>(3, plain), &Host::op_concat(3, host));
+    let want: Vec<f32> = xs.chunks(12).flat_map(|row| row.iter().chain(row).copied().collect::<Vec<_>>()).collect();
+    let twice = Host::op_repeat(2, x);
+    agree(&want, &[1, 2, 24], &twice, &twice);
+}
+
+#[test]
+fn slopes_of_heads_that_are_no_power_of_two() {
+    let slopes = Alibi { max: 8.0, scale: 1.0 }.slopes(6);
+    let want = [-2.0, -4.0, -6.0, -8.0, -1.0, -3.0].map(f64::exp2);
+    assert_eq!(slopes, want);
+}
+
+#[test]
 fn rope() {
     let positions = match Val::<Host>::ints(vec![0, 3, 7], &[3], &Default::default()) {
         Val::Int(t) => t,
-        Val::Float(_) => unreachable!(),
+        Val::Float(_) | Val::Routed(_) => unreachable!(),
     };
     let table = RopeTable { dim: 4, theta: 100.0, scaling: None };
     let (cos, sin) = ops::rope::table::<Host>(&table, positions, &Default::default()).unwrap();
@@ -194,6 +239,9 @@ fn attention(
                     if let Some(c) = op.softcap {
                         score = c * (score / c).tanh();
                     }
+                    if let Some(a) = &op.alibi {
+                        score -= a.scale * (-a.max * (h + 1) as f64 / heads as f64).exp2() * (i as f64 - j as f64);
+                    }
                     let hidden = (op.causal && j > i) || op.window.is_some_and(|w| (j as u64) + w <= i as u64);
                     weights.push(if hidden { 0.0 } else { score.exp() });
                 }
@@ -216,13 +264,15 @@ fn sdpa() {
     let (q, qs) = random(11, &[batch, seq, heads * width]);
     let (k, ks) = random(12, &[batch, seq, kv * width]);
     let (v, vs) = random(13, &[batch, seq, kv * out]);
-    let base = Sdpa { causal: true, heads: 4, kv_heads: 2, scale: None, window: None, softcap: None };
+    let base = Sdpa { causal: true, heads: 4, kv_heads: 2, scale: None, window: None, softcap: None, alibi: None };
     let variants = [
         base.clone(),
         Sdpa { causal: false, ..base.clone() },
         Sdpa { scale: Some(0.7), softcap: Some(2.0), ..base.clone() },
         Sdpa { window: Some(1), ..base.clone() },
         Sdpa { window: Some(9), ..base.clone() },
+        Sdpa { alibi: Some(Alibi { max: 8.0, scale: 0.5 }), ..base.clone() },
+        Sdpa { alibi: Some(Alibi { max: 4.0, scale: 1.0 }), window: Some(9), ..base.clone() },
         Sdpa { window: Some(9), causal: false, ..base },
     ];
     for op in variants {
@@ -265,6 +315,13 @@ fn elementwise() {
     let map = |f: &dyn Fn(f64) -> f64| xs.iter().map(|v| f(f64::from(*v)) as f32).collect::<Vec<_>>();
     let sigmoid = |v: f64| 1.0 / (1.0 + (-v).exp());
     agree(&map(&|v| v * sigmoid(v)), &shape, &ops::elementwise::silu::<Host>(x.clone()), &Host::op_silu(x.clone()));
+    agree(&map(&sigmoid), &shape, &ops::elementwise::sigmoid::<Host>(x.clone()), &Host::op_sigmoid(x.clone()));
+    agree(
+        &map(&|v| v.clamp(-0.3, 0.3)),
+        &shape,
+        &ops::elementwise::clamp::<Host>(0.3, x.clone()),
+        &Host::op_clamp(0.3, x.clone()),
+    );
     agree(&map(&|v| v.max(0.0)), &shape, &ops::elementwise::relu::<Host>(x.clone()), &Host::op_relu(x.clone()));
     agree(
         &map(&|v| -1.5 * v),
@@ -325,19 +382,19 @@ fn sums_and_products_broadcast() {
 #[test]
 fn split_and_concat() {
     let (x, xs) = random(18, &[2, 3, 7]);
-    let parts = Host::op_split(&[2, 4, 1], x.clone());
-    let plain = ops::shape::split::<Host>(&[2, 4, 1], x);
+    let parts = Host::op_split(&Split::new(vec![2, 4, 1]), x.clone());
+    let plain = ops::shape::split::<Host>(&Split::new(vec![2, 4, 1]), x);
     for (i, (start, len)) in [(0, 2), (2, 4), (6, 1)].into_iter().enumerate() {
         let want: Vec<f32> = xs.chunks(7).flat_map(|r| r[start..start + len].to_vec()).collect();
         agree(&want, &[2, 3, len], &plain[i], &parts[i]);
     }
-    agree(&xs, &[2, 3, 7], &ops::shape::concat::<Host>(plain), &Host::op_concat(parts));
+    agree(&xs, &[2, 3, 7], &ops::shape::concat::<Host>(1, plain), &Host::op_concat(1, parts));
 }
 
 #[test]
 fn nan_passes_through() {
     let x = || tensor(&[1, 1, 2], vec![f32::NAN, -1.0]);
-    for y in [Host::op_relu(x()), Host::op_silu(x()), Host::op_gelu(GeluForm::Tanh, x()), Host::op_softcap(3.0, x())] {
+    for y in [Host::op_relu(x()), Host::op_silu(x()), Host::op_gelu(GeluForm::Tanh, x()), Host::op_softcap(3.0, x()), Host::op_clamp(3.0, x())] {
         assert!(floats(&y)[0].is_nan());
     }
 }

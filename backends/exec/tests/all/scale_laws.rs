@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use awqc_exec::{Host, Interpreter, Val, Weights, interp::upload};
 use awqc_ir::op::law::{Law, Port, Sense};
 use awqc_ir::op::{
-    Add, Concat, Embedding, Gelu, LayerNorm, Linear, Mul, Relu, RmsNorm, Rope, Scale, Sdpa, Silu, Softcap, Split,
+    Add, Alibi, Clamp, Concat, Embedding, Gelu, LayerNorm, Linear, Mul, Relu, Repeat, RmsNorm, Rope, Scale, Sdpa, Sigmoid,
+    Silu, Softcap, Split,
 };
 use awqc_ir::{Dim, Elem, Op, Operand, Region, RegionName, Type, WeightExpr, WeightId};
 use awqc_passes::Tensor;
@@ -103,7 +104,7 @@ fn weight(shape: &[usize]) -> (Vec<usize>, bool) {
 fn cases() -> Vec<Case> {
     let x = || value(&[2, 5, 12]);
     let case = |op: Op, shapes: Vec<(Vec<usize>, bool)>, free: bool| Case { op, shapes, free };
-    let sdpa = Sdpa { causal: true, heads: 6, kv_heads: 2, scale: None, window: Some(3), softcap: None };
+    let sdpa = Sdpa { causal: true, heads: 6, kv_heads: 2, scale: None, window: Some(3), softcap: None, alibi: None };
     vec![
         case(Embedding { offset: 1 }.into(), vec![value(&[2, 5]), weight(&[9, 7])], true),
         case(Linear {}.into(), vec![x(), weight(&[7, 12])], true),
@@ -111,12 +112,20 @@ fn cases() -> Vec<Case> {
         case(RmsNorm { eps: 1e-3, offset: 0.0, heads: None }.into(), vec![x()], false),
         case(RmsNorm { eps: 1e-3, offset: 0.0, heads: None }.into(), vec![x(), weight(&[12])], true),
         case(RmsNorm { eps: 1e-3, offset: 1.0, heads: Some(3) }.into(), vec![x(), weight(&[4])], true),
-        case(LayerNorm { eps: 1e-3 }.into(), vec![x()], false),
-        case(LayerNorm { eps: 1e-3 }.into(), vec![x(), weight(&[12])], true),
-        case(LayerNorm { eps: 1e-3 }.into(), vec![x(), weight(&[12]), weight(&[12])], true),
+        case(LayerNorm { eps: 1e-3, heads: None }.into(), vec![x()], false),
+        case(LayerNorm { eps: 1e-3, heads: None }.into(), vec![x(), weight(&[12])], true),
+        case(LayerNorm { eps: 1e-3, heads: None }.into(), vec![x(), weight(&[12]), weight(&[12])], true),
+        case(LayerNorm { eps: 1e-3, heads: Some(3) }.into(), vec![x(), weight(&[4]), weight(&[4])], true),
+        case(LayerNorm { eps: 1e-3, heads: Some(3) }.into(), vec![x(), weight(&[3, 4])], false),
         case(Rope { heads: 2, interleaved: false }.into(), vec![x(), value(&[5, 2]), value(&[5, 2])], false),
+        case(
+            Sdpa { alibi: Some(Alibi { max: 8.0, scale: 0.5 }), ..sdpa.clone() }.into(),
+            vec![x(), value(&[2, 5, 4]), value(&[2, 5, 6])],
+            true,
+        ),
         case(sdpa.into(), vec![x(), value(&[2, 5, 4]), value(&[2, 5, 6])], true),
         case(Silu {}.into(), vec![x()], false),
+        case(Sigmoid {}.into(), vec![x()], false),
         case(Gelu::default().into(), vec![x()], false),
         case(Relu {}.into(), vec![x()], true),
         case(Add {}.into(), vec![x(), x()], true),
@@ -124,8 +133,12 @@ fn cases() -> Vec<Case> {
         case(Mul {}.into(), vec![x(), x()], true),
         case(Scale { by: -0.3 }.into(), vec![x()], true),
         case(Softcap { at: 2.0 }.into(), vec![x()], false),
-        case(Split { sizes: vec![3, 1, 8] }.into(), vec![x()], true),
-        case(Concat {}.into(), vec![x(), value(&[2, 5, 3])], true),
+        case(Clamp { at: 0.8 }.into(), vec![x()], false),
+        case(Split::new(vec![3, 1, 8]).into(), vec![x()], true),
+        case(Split { sizes: vec![1, 3], heads: 3 }.into(), vec![x()], true),
+        case(Concat::default().into(), vec![x(), value(&[2, 5, 3])], true),
+        case(Concat { heads: 3 }.into(), vec![x(), value(&[2, 5, 3])], true),
+        case(Repeat { times: 3 }.into(), vec![x()], true),
     ]
 }
 
