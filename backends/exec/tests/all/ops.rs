@@ -3,8 +3,11 @@
 use awqc_exec::host::floats;
 use awqc_exec::interp::ops;
 use awqc_exec::interp::ops::sdpa::GrowingCache;
+use awqc_exec::interp::Routed;
 use awqc_exec::{ExecBackend, Host, Val, interp::upload};
-use awqc_ir::op::{Alibi, Embedding, GeluForm, LayerNorm, RmsNorm, Rope, RopeTable, Sdpa, Split};
+use awqc_ir::op::{
+    Alibi, Embedding, GeluForm, GroupScore, Groups, LayerNorm, RmsNorm, Rope, RopeTable, Sdpa, Split, TopK,
+};
 use awqc_passes::Tensor;
 use burn_backend::tensor::FloatTensor;
 
@@ -397,4 +400,62 @@ fn nan_passes_through() {
     for y in [Host::op_relu(x()), Host::op_silu(x()), Host::op_gelu(GeluForm::Tanh, x()), Host::op_softcap(3.0, x()), Host::op_clamp(3.0, x())] {
         assert!(floats(&y)[0].is_nan());
     }
+}
+
+#[test]
+fn experts_see_their_tokens_and_are_added_up() {
+    let (batch, seq, width, experts, k) = (2, 3, 4, 3, 2);
+    let (x, xs) = random(20, &[batch, seq, width]);
+    let (w, ws) = random(21, &[experts, 5, width]);
+    let (p, ps) = random(22, &[batch, seq, k]);
+    // Expert 1 gets nothing.
+    let chosen = [0, 2, 2, 0, 0, 2, 2, 0, 0, 2, 0, 2];
+    let ids = || match Val::<Host>::ints(chosen.to_vec(), &[batch, seq, k], &Default::default()) {
+        Val::Int(t) => t,
+        Val::Float(_) | Val::Routed(_) => unreachable!(),
+    };
+    let device = Default::default();
+    let sent = ops::routing::dispatch::<Host>(experts, x, ids(), &device).unwrap();
+    assert_eq!(sent.shape(), [experts, batch, seq, width]);
+    assert_eq!(sent.route.ends, [6, 6, 12]);
+    let rows = ops::routing::experts::<Host>(sent.rows.clone(), sent.route.ranges(), &w);
+    let routed = Val::Routed(Routed { rows, route: sent.route.clone() });
+    let y = ops::routing::combine::<Host>(routed, p, ids(), &device).unwrap();
+    let mut want = vec![0.0f32; batch * seq * 5];
+    for (at, e) in chosen.iter().enumerate() {
+        let t = at / k;
+        for o in 0..5 {
+            let dot: f32 = (0..width).map(|c| xs[t * width + c] * ws[(*e as usize * 5 + o) * width + c]).sum();
+            want[t * 5 + o] += ps[at] * dot;
+        }
+    }
+    agree(&want, &[batch, seq, 5], &y, &y);
+    // A value as a whole: rows of other tokens are 0.
+    let whole = Val::Routed(sent).to_tensor().unwrap();
+    assert_eq!(whole.data[width * 6..width * 12], vec![0.0; width * 6]);
+    assert_eq!(whole.data[..width], xs[..width]);
+    let other = Val::<Host>::ints(vec![7; 12], &[batch, seq, k], &device);
+    let Val::Int(other) = other else { unreachable!() };
+    let error = ops::routing::dispatch::<Host>(experts, random(20, &[batch, seq, width]).0, other, &device);
+    assert!(error.unwrap_err().contains("no expert 7"));
+}
+
+#[test]
+fn experts_are_chosen_as_published() {
+    let plain = TopK { k: 2, groups: None, normalize: false, scale: None, near: None };
+    let scores = [0.1, 0.4, 0.3, 0.4];
+    let pick = |op: &TopK, choice: &[f32]| ops::routing::choose(op, &scores, choice.to_vec());
+    assert_eq!(pick(&plain, &scores), [(0.4, 1), (0.4, 3)]);
+    // A bias decides the choice and not the weight.
+    assert_eq!(pick(&plain, &[1.1, 0.4, 1.3, 0.4]), [(0.3, 2), (0.1, 0)]);
+    let whole = TopK { normalize: true, scale: Some(2.0), ..plain.clone() };
+    assert_eq!(pick(&whole, &scores), [(1.0, 1), (1.0, 3)]);
+    let grouped = |by| TopK { groups: Some(Groups { count: 2, keep: 1, by }), ..plain.clone() };
+    assert_eq!(pick(&grouped(GroupScore::Best), &[0.9, 0.0, 0.5, 0.5]), [(0.1, 0), (0.4, 1)]);
+    assert_eq!(pick(&grouped(GroupScore::TwoBest), &[0.9, 0.0, 0.5, 0.5]), [(0.3, 2), (0.4, 3)]);
+    // Near the best: 1.0 and 0.9 share, 0.1 is far; then 0.9 is alone.
+    let near = TopK { near: Some(0.1), ..plain };
+    let got = ops::routing::choose(&near, &[0.1, 1.0, 0.9], vec![0.1, 1.0, 0.9]);
+    assert_eq!((got[0].1, got[1].1), (1, 2));
+    assert!((got[0].0 - 1.0 / (1.0 + (-0.1f32).exp())).abs() < 1e-6 && (got[1].0 - 1.0).abs() < 1e-6, "{got:?}");
 }
