@@ -70,7 +70,7 @@ MODELS = {
     "qwen3_moe": (T.Qwen3MoeConfig(**MOE, head_dim=8, norm_topk_prob=True, num_experts_per_tok=2), torch.float16),
     "phimoe": (T.PhimoeConfig(**{k: v for k, v in MOE.items() if k not in ("num_experts", "moe_intermediate_size")}, num_local_experts=4, num_experts_per_tok=2,
                               attention_bias=True, lm_head_bias=True, router_jitter_noise=0.2), torch.float16),
-    "deepseek_v3": (T.DeepseekV3Config(**dict(MOE, num_key_value_heads=4, num_attention_heads=4, num_hidden_layers=3), q_lora_rank=24, kv_lora_rank=16, qk_nope_head_dim=8,
+    "deepseek_v3": (T.DeepseekV3Config(**dict({k: v for k, v in MOE.items() if k != "num_experts"}, num_key_value_heads=4, num_hidden_layers=3), q_lora_rank=24, kv_lora_rank=16, qk_nope_head_dim=8,
                     qk_rope_head_dim=4, v_head_dim=6, n_routed_experts=8, n_shared_experts=1, num_experts_per_tok=3, n_group=4, topk_group=2,
                     first_k_dense_replace=1, routed_scaling_factor=1.5, attention_bias=True,
                     rope_scaling=dict(type="yarn", factor=4.0, original_max_position_embeddings=16, mscale=1.0, mscale_all_dim=0.7)), torch.float16),
