@@ -121,9 +121,7 @@ fn missing(module: &Module, source: &dyn TensorSource) -> Vec<String> {
                 WeightExpr::Source(name) => vec![region.tensor_name(name)],
                 WeightExpr::Packed { tensor, layout } => {
                     let stem = region.tensor_name(tensor);
-                    let (Some(quant), Some(&[rows, cols])) =
-                        (weight.ty.elem.quant(), weight.ty.const_shape().as_deref())
-                    else {
+                    let (Some(quant), Some((rows, cols))) = (weight.ty.elem.quant(), weight.ty.matrix()) else {
                         continue;
                     };
                     let parts = layout.parts(quant, rows, cols);
@@ -134,6 +132,7 @@ fn missing(module: &Module, source: &dyn TensorSource) -> Vec<String> {
                 | WeightExpr::Div { .. }
                 | WeightExpr::Offset { .. }
                 | WeightExpr::Cat { .. }
+                | WeightExpr::Stack(_)
                 | WeightExpr::Rows { .. }
                 | WeightExpr::Transpose(_)
                 | WeightExpr::Clip { .. }

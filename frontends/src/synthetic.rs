@@ -24,9 +24,9 @@ impl Synthetic {
                 let mut add = |name: &str, suffix: &str, stored: Stored, shape: Vec<usize>| {
                     tensors.insert(format!("{}{suffix}", region.tensor_name(name)), TensorInfo { stored, shape });
                 };
-                match (&weight.expr, weight.ty.elem.quant(), shape.as_slice()) {
+                match (&weight.expr, weight.ty.elem.quant(), weight.ty.matrix()) {
                     (WeightExpr::Source(name), None, _) => add(name, "", Stored::F32, shape),
-                    (WeightExpr::Packed { tensor, layout }, Some(quant), &[rows, cols]) => {
+                    (WeightExpr::Packed { tensor, layout }, Some(quant), Some((rows, cols))) => {
                         for (suffix, stored, shape) in layout.parts(quant, rows, cols) {
                             add(tensor, suffix, stored, shape);
                         }
@@ -39,6 +39,7 @@ impl Synthetic {
                         | WeightExpr::Div { .. }
                         | WeightExpr::Offset { .. }
                         | WeightExpr::Cat { .. }
+                        | WeightExpr::Stack(_)
                         | WeightExpr::Rows { .. }
                         | WeightExpr::Transpose(_)
                         | WeightExpr::Clip { .. }

@@ -79,6 +79,7 @@ fn inline_call(region: &mut Region, call: NodeId, fused: &[FusedDef]) -> Result<
         | WeightExpr::Div { .. }
         | WeightExpr::Offset { .. }
         | WeightExpr::Cat { .. }
+        | WeightExpr::Stack(_)
         | WeightExpr::Rows { .. }
         | WeightExpr::Transpose(_)
         | WeightExpr::Clip { .. }

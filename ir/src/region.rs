@@ -233,6 +233,7 @@ impl Region {
                 | WeightExpr::Div { .. }
                 | WeightExpr::Offset { .. }
                 | WeightExpr::Cat { .. }
+                | WeightExpr::Stack(_)
                 | WeightExpr::Rows { .. }
                 | WeightExpr::Transpose(_)
                 | WeightExpr::Clip { .. }
@@ -484,6 +485,7 @@ impl Region {
                 | WeightExpr::Param(_)
                 | WeightExpr::Offset { .. }
                 | WeightExpr::Cat { .. }
+                | WeightExpr::Stack(_)
                 | WeightExpr::Rows { .. }
                 | WeightExpr::Transpose(_)
                 | WeightExpr::Quant(_)

@@ -319,6 +319,32 @@ impl Type {
         self.shape.last().and_then(Dim::as_const)
     }
 
+    /// Rows and columns of a matrix, or of a stack of matrices one below the other, if they are constant.
+    pub fn matrix(&self) -> Option<(usize, usize)> {
+        match self.const_shape()?.as_slice() {
+            [rows @ .., cols] if !rows.is_empty() => {
+                Some((rows.iter().try_fold(1usize, |a, b| a.checked_mul(*b))?, *cols))
+            }
+            _ => None,
+        }
+    }
+
+    /// The channels along `axis` of all matrices of a stack `[n,out,in]` together, for an axis of the matrices.
+    pub fn channels_of_all(&self, axis: usize) -> Option<u64> {
+        match (self.shape.as_slice(), axis) {
+            ([Dim::Const(n), _, _], 1 | 2) => n.checked_mul(self.shape.get(axis)?.as_const()?),
+            _ => None,
+        }
+    }
+
+    /// How many experts a value `[E,B,S,C]` holds rows for; 1 for any other value.
+    pub fn experts(&self) -> u64 {
+        match self.shape.as_slice() {
+            [Dim::Const(n), _, _, _] => *n,
+            _ => 1,
+        }
+    }
+
     /// The shape as numbers, if every axis is constant.
     pub fn const_shape(&self) -> Option<Vec<usize>> {
         self.shape.iter().map(|d| d.as_const().and_then(|n| usize::try_from(n).ok())).collect()

@@ -28,7 +28,8 @@ pub enum WeightExpr {
     },
     /// `$g` in the signature of a fused body: bound by the call's operand at this position.
     Param(usize),
-    /// `mul.AXIS(w, #s)`: channel `c` of `axis` times `s[c]`.
+    /// `mul.AXIS(w, #s)`: channel `c` of `axis` times `s[c]`. In a stack of matrices, `#s` may hold the factors of each
+    /// matrix, one run after the other.
     Mul {
         /// The scaled axis.
         axis: usize,
@@ -37,7 +38,7 @@ pub enum WeightExpr {
         /// The factors.
         by: DataRef,
     },
-    /// `div.AXIS(w, #s)`: channel `c` of `axis` divided by `s[c]`.
+    /// `div.AXIS(w, #s)`: channel `c` of `axis` divided by `s[c]`, likewise.
     Div {
         /// The scaled axis.
         axis: usize,
@@ -60,6 +61,8 @@ pub enum WeightExpr {
         /// The parts, in order.
         parts: Vec<WeightId>,
     },
+    /// `stack(a, b, …)`: equal terms along a new axis 0: the matrices of a layer's experts.
+    Stack(Vec<WeightId>),
     /// `rows(w, start, len)`: a slice of axis 0.
     Rows {
         /// The term.
@@ -71,7 +74,8 @@ pub enum WeightExpr {
     },
     /// `transpose(w)`: a matrix with its two axes exchanged.
     Transpose(WeightId),
-    /// `clip(w, #lo, #hi, GROUP)`: each group of each row limited to `[lo, hi]`, both `[rows, groups]`.
+    /// `clip(w, #lo, #hi, GROUP)`: each group of each row limited to `[lo, hi]`, both `[rows, groups]`; the rows of a
+    /// stack are counted through.
     Clip {
         /// The term.
         of: WeightId,
@@ -101,7 +105,7 @@ impl WeightExpr {
             | WeightExpr::Clip { of, .. }
             | WeightExpr::Quant(of)
             | WeightExpr::Pack(of) => std::slice::from_ref(of),
-            WeightExpr::Cat { parts, .. } => parts,
+            WeightExpr::Cat { parts, .. } | WeightExpr::Stack(parts) => parts,
         }
     }
 
@@ -119,7 +123,7 @@ impl WeightExpr {
             | WeightExpr::Clip { of, .. }
             | WeightExpr::Quant(of)
             | WeightExpr::Pack(of) => *of = f(*of),
-            WeightExpr::Cat { parts, .. } => parts.iter_mut().for_each(|p| *p = f(*p)),
+            WeightExpr::Cat { parts, .. } | WeightExpr::Stack(parts) => parts.iter_mut().for_each(|p| *p = f(*p)),
         }
         expr
     }
@@ -134,6 +138,7 @@ impl WeightExpr {
             | WeightExpr::Param(_)
             | WeightExpr::Offset { .. }
             | WeightExpr::Cat { .. }
+            | WeightExpr::Stack(_)
             | WeightExpr::Rows { .. }
             | WeightExpr::Transpose(_)
             | WeightExpr::Quant(_)
@@ -158,7 +163,7 @@ impl WeightExpr {
             };
             let entry: u64 = data(by.id).iter().product();
             let len = by.map.len(entry);
-            if len != dim {
+            if len != dim && Some(len) != ty.channels_of_all(axis) {
                 return Err(format!("{len} factors for axis {axis} of {ty}, which has {dim} channels"));
             }
             float_only(&ty)?;
@@ -180,6 +185,7 @@ impl WeightExpr {
                 Ok(Some(ty.shape))
             }
             WeightExpr::Cat { axis, parts } => cat_shape(*axis, &parts.iter().map(|p| child(*p)).collect::<Vec<_>>()),
+            WeightExpr::Stack(parts) => stack_shape(&parts.iter().map(|p| child(*p)).collect::<Vec<_>>()),
             WeightExpr::Rows { of, start, len } => {
                 let ty = child(*of);
                 let rows = ty.shape.first().and_then(Dim::as_const).unwrap_or(0);
@@ -201,7 +207,7 @@ impl WeightExpr {
             WeightExpr::Clip { of, lo, hi, group } => {
                 let ty = child(*of);
                 float_only(&ty)?;
-                let Some(&[rows, cols]) = ty.const_shape().as_deref() else {
+                let Some((rows, cols)) = ty.matrix() else {
                     return Err(format!("only a matrix can be clipped, this is {ty}"));
                 };
                 let want = [rows as u64, group.count(cols) as u64];
@@ -216,6 +222,14 @@ impl WeightExpr {
 
 fn float_only(ty: &Type) -> Result<(), String> {
     if ty.elem.is_float() { Ok(()) } else { Err(format!("a float weight is needed here, this is {ty}")) }
+}
+
+fn stack_shape(parts: &[Type]) -> Result<Option<Vec<Dim>>, String> {
+    let [first, rest @ ..] = parts else { return Err("stack of nothing".into()) };
+    match rest.iter().find(|p| p.elem != first.elem || p.shape != first.shape) {
+        Some(other) => Err(format!("{other} does not stack on {first}")),
+        None => Ok(Some([Dim::Const(parts.len() as u64)].into_iter().chain(first.shape.iter().cloned()).collect())),
+    }
 }
 
 fn cat_shape(axis: usize, parts: &[Type]) -> Result<Option<Vec<Dim>>, String> {

@@ -147,8 +147,8 @@ fn layer(d: &mut Dice<'_>, index: u32, fused: &mut Vec<FusedDef>) -> Region {
             4 => (Mul {}.into(), vec![val(a), val(b)]),
             5 => (Scale { by: d.of(&[0.1, 1.0, 1e-5, 12345678.9]) }.into(), vec![val(a)]),
             6 => (Softcap { at: 30.0 }.into(), vec![val(a)]),
-            7 if c > 1 => (Split { sizes: vec![1, c - 1] }.into(), vec![val(a)]),
-            8 if c < 64 => (Concat {}.into(), vec![val(a), val(d.of(&values))]),
+            7 if c > 1 => (Split::new(vec![1, c - 1]).into(), vec![val(a)]),
+            8 if c < 64 => (Concat::default().into(), vec![val(a), val(d.of(&values))]),
             9 => {
                 let heads = (c.is_multiple_of(2) && d.roll(2) > 0).then_some(2);
                 let g = float(&mut r, d, &[c / heads.unwrap_or(1)], 2);
@@ -158,7 +158,7 @@ fn layer(d: &mut Dice<'_>, index: u32, fused: &mut Vec<FusedDef>) -> Region {
             10 => {
                 let (g, b) = (float(&mut r, d, &[c], 2), float(&mut r, d, &[c], 1));
                 let all = [val(a), Operand::Weight(g), Operand::Weight(b)];
-                (LayerNorm { eps: 1e-5 }.into(), all[..1 + d.roll(3)].to_vec())
+                (LayerNorm { eps: 1e-5, heads: None }.into(), all[..1 + d.roll(3)].to_vec())
             }
             11 if c.is_multiple_of(2) => {
                 let window = (d.roll(2) > 0).then_some(5);
@@ -169,6 +169,7 @@ fn layer(d: &mut Dice<'_>, index: u32, fused: &mut Vec<FusedDef>) -> Region {
                     scale: None,
                     window,
                     softcap: None,
+                    alibi: None,
                 };
                 let kv: Vec<ValueId> =
                     values.iter().copied().filter(|v| channels(&r, *v) == c / 2 * op.kv_heads).collect();

@@ -7,14 +7,13 @@ mod search;
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use awqc_ir::{Data, DataId, Quant, Region, ValueId, WeightExpr, WeightId};
+use awqc_ir::{Data, DataId, Dim, Quant, Region, ValueId, WeightExpr, WeightId};
 use serde::{Deserialize, Serialize};
 
 use crate::analysis::linears::{LinearUse, feeds_attention_scores, label, quantizable, weights};
 use crate::awq::reference;
 use crate::awq_scale::{Mode, target};
-use crate::exec::Tensor;
-use crate::facts::{Facts, InputStats};
+use crate::facts::{FEW_TOKENS, Facts, InputStats};
 use crate::pass::{Changed, Fidelity, Pass, PassCx, PassError};
 use crate::quantize::GroupOption;
 use crate::remark::RemarkKind;
@@ -183,29 +182,45 @@ impl AwqClip {
         }
         let numbers = cx.exec.realize(region, weight)?;
         let (rows, cols) = (numbers.rows(), numbers.cols());
-        let stats = match inputs(uses, cols, cx.facts) {
-            Ok(stats) => stats,
-            Err(why) => {
-                cx.remarks.push(RemarkKind::Missed, format!("{name}: {why}"));
-                return Ok(Changed::No);
-            }
-        };
         let ty = region.weight(weight).ty.clone();
-        let bounds = match self.options.mode {
-            Mode::Search => {
-                let plan = Plan {
-                    quant,
-                    elem: ty.elem,
-                    shape: self.options.shape,
-                    scope: self.options.scope,
-                    steps: self.options.steps,
-                    max_shrink: self.options.max_shrink as f32,
-                    sweeps: self.options.sweeps,
-                };
-                search(&numbers.data, cols, &gram(&stats), &plan)
-            }
-            Mode::Reference => published(&numbers, &stats, quant),
+        // Of a stack, each matrix is looked at with the statistics of its expert.
+        let experts = ty.shape.first().and_then(Dim::as_const).filter(|_| ty.rank() == 3).unwrap_or(1) as usize;
+        let plan = Plan {
+            quant,
+            elem: ty.elem,
+            shape: self.options.shape,
+            scope: self.options.scope,
+            steps: self.options.steps,
+            max_shrink: self.options.max_shrink as f32,
+            sweeps: self.options.sweeps,
         };
+        let mut bounds = Bounds { lo: Vec::new(), hi: Vec::new(), before: None, after: None };
+        let size = numbers.data.len() / experts.max(1);
+        let mut why = None;
+        for (e, numbers) in numbers.data.chunks(size.max(1)).enumerate() {
+            let part = match inputs(uses, e, cols, cx.facts) {
+                Err(reason) if experts == 1 => {
+                    why = Some(reason);
+                    break;
+                }
+                Err(_) => None,
+                Ok(stats) if experts > 1 && stats.iter().map(|s| s.tokens).sum::<u64>() < FEW_TOKENS => None,
+                Ok(stats) => Some(stats),
+            };
+            let found = match (part, self.options.mode) {
+                (None, _) => whole(numbers.len() / cols.max(1) * quant.group.count(cols)),
+                (Some(stats), Mode::Search) => search(numbers, cols, &gram(&stats), &plan),
+                (Some(stats), Mode::Reference) => published(numbers, cols, &stats, quant),
+            };
+            bounds.lo.extend(found.lo);
+            bounds.hi.extend(found.hi);
+            bounds.before = add_up(bounds.before, found.before);
+            bounds.after = add_up(bounds.after, found.after);
+        }
+        if let Some(why) = why {
+            cx.remarks.push(RemarkKind::Missed, format!("{name}: {why}"));
+            return Ok(Changed::No);
+        }
         cx.remarks.count("weights", 1.0);
         cx.remarks.record(serde_json::json!({
             "linear": name,
@@ -225,14 +240,32 @@ fn add(region: &mut Region, base: &str, label: String, shape: &[u64], values: Ve
     region.add_data(Data { name, label: label.into(), shape: shape.to_vec(), values: Some(Arc::from(values)) })
 }
 
-/// The statistics of the distinct inputs of `uses`, each of `cols` channels, or why they will not do.
-fn inputs<'f>(uses: &[LinearUse], cols: usize, facts: &'f Facts) -> Result<Vec<&'f InputStats>, &'static str> {
+/// Bounds that cut nothing off.
+fn whole(groups: usize) -> Bounds {
+    Bounds { lo: vec![f32::MIN; groups], hi: vec![f32::MAX; groups], before: None, after: None }
+}
+
+fn add_up(a: Option<f64>, b: Option<f64>) -> Option<f64> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a + b),
+        (None, other) | (other, None) => other,
+    }
+}
+
+/// The statistics of what `expert` reads of the distinct inputs of `uses`, each of `cols` channels, or why they will not
+/// do.
+fn inputs<'f>(
+    uses: &[LinearUse],
+    expert: usize,
+    cols: usize,
+    facts: &'f Facts,
+) -> Result<Vec<&'f InputStats>, &'static str> {
     let mut values: Vec<ValueId> = uses.iter().map(|l| l.input).collect();
     values.sort_unstable();
     values.dedup();
     let mut out = Vec::new();
     for value in values {
-        match facts.inputs.get(&value) {
+        match facts.inputs.get(&value).and_then(|sets| sets.get(expert)) {
             None => return Err("no statistics of its input: put `profile` before this pass"),
             Some(s) if cols == 0 || s.gram.len() != cols * cols => {
                 return Err("the statistics of its input have another size");
@@ -260,10 +293,10 @@ fn gram<'f>(stats: &[&'f InputStats]) -> Cow<'f, [f32]> {
 }
 
 /// The published bounds, from the sampled tokens. The losses are not part of that search and stay unknown.
-fn published(weight: &Tensor, stats: &[&InputStats], quant: Quant) -> Bounds {
+fn published(weight: &[f32], cols: usize, stats: &[&InputStats], quant: Quant) -> Bounds {
     const SAMPLE: usize = 512;
     let tokens: Vec<f32> = stats.iter().flat_map(|s| &s.sample).copied().collect();
-    let found = reference::clip_search(&weight.data, &tokens, weight.cols(), quant, SAMPLE);
+    let found = reference::clip_search(weight, &tokens, cols, quant, SAMPLE);
     let lo = found.max.iter().map(|m| -m).collect();
     Bounds { lo, hi: found.max, before: None, after: None }
 }

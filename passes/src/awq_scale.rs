@@ -9,6 +9,7 @@
 mod block_loss;
 mod candidates;
 mod linear_loss;
+mod parts;
 mod statistics;
 
 use awqc_ir::{Quant, Region};
@@ -19,6 +20,7 @@ use crate::pass::{Changed, Fidelity, Pass, PassCx, PassError};
 use crate::quantize::GroupOption;
 use crate::remark::RemarkKind;
 use candidates::Candidate;
+use parts::Choice;
 use statistics::SiteData;
 
 /// See the documentation of the pass.
@@ -160,7 +162,7 @@ AWQ, arXiv 2306.00978, section 3.2, equations 4 and 5.
             return Ok(Changed::No);
         };
         let sites = gauge::sites(region, cx.shared);
-        let mut chosen: Vec<(Site, Candidate, String)> = Vec::new();
+        let mut chosen: Vec<(Site, Choice, String)> = Vec::new();
         for site in sites {
             let line = gauge::describe(region, &site);
             if let Some(best) = self.search(region, &site, &line, quant, cx)? {
@@ -175,7 +177,7 @@ AWQ, arXiv 2306.00978, section 3.2, equations 4 and 5.
             cx.budget.spend();
             let label = format!("scales {}", line.split(" (").next().unwrap_or(&line));
             gauge::apply(region, &site, &best.scales, &label, cx.facts);
-            cx.remarks.push(RemarkKind::Applied, format!("{line}: {} α={}", best.rule, best.alpha));
+            cx.remarks.push(RemarkKind::Applied, format!("{line}: {best}"));
             cx.remarks.count("sites", 1.0);
             changed = Changed::Yes;
         }
@@ -196,7 +198,7 @@ pub(crate) fn target(scheme: Option<Quant>, bits: Option<u8>, group: Option<Grou
 }
 
 impl AwqScale {
-    /// The best candidate of a site, unless it is s = 1.
+    /// The best scales of a site, unless they are all 1.
     fn search(
         &self,
         region: &Region,
@@ -204,7 +206,7 @@ impl AwqScale {
         line: &str,
         quant: Quant,
         cx: &mut PassCx<'_>,
-    ) -> Result<Option<Candidate>, PassError> {
+    ) -> Result<Option<Choice>, PassError> {
         let data = match SiteData::gather(region, site, &*cx.exec, &*cx.facts)? {
             Ok(data) => data,
             Err(why) => {
@@ -221,35 +223,51 @@ impl AwqScale {
             Mode::Reference => candidates::published(&data, site, quant, self.options.rule),
         };
         let candidates: Vec<Candidate> = all.into_iter().filter(|c| data.stays_finite(site, &c.scales)).collect();
-        let losses = match self.options.loss {
-            Loss::Linear => {
-                linear_loss::losses(&data, site, quant, &candidates, self.options.weight, self.options.mode)
-            }
-            Loss::Block => block_loss::losses(region, site, quant, &candidates, cx)?,
+        let parts = match self.options.loss {
+            Loss::Linear => parts::of(&data, site),
+            Loss::Block => vec![parts::Part::whole(&data, site)],
         };
-        // The first of equals, and s = 1 is the first of the search's grid: a change has to pay.
-        let mut best: Option<usize> = None;
-        for (i, l) in losses.iter().enumerate().filter(|(_, l)| l.is_finite()) {
-            if best.is_none_or(|b| *l < losses[b]) {
-                best = Some(i);
+        let mut chosen: Vec<(usize, f64, Option<f64>)> = Vec::with_capacity(parts.len());
+        for part in &parts {
+            if part.rare {
+                chosen.push((candidates.iter().position(Candidate::is_one).unwrap_or(0), 0.0, None));
+                continue;
             }
+            let losses = match self.options.loss {
+                Loss::Linear => {
+                    let (weight, mode) = (self.options.weight, self.options.mode);
+                    let consumers = part.consumers.iter().filter_map(|i| data.consumers.get(*i));
+                    linear_loss::losses(&data, consumers, site, quant, &candidates, weight, mode)
+                }
+                Loss::Block => block_loss::losses(region, site, quant, &candidates, cx)?,
+            };
+            // The first of equals, and s = 1 is the first of the search's grid: a change has to pay.
+            let mut best: Option<usize> = None;
+            for (i, l) in losses.iter().enumerate().filter(|(_, l)| l.is_finite()) {
+                if best.is_none_or(|b| *l < losses[b]) {
+                    best = Some(i);
+                }
+            }
+            let Some(best) = best else {
+                let message = format!("{line}: no candidate has a finite loss, the site stays as it is");
+                cx.remarks.push(RemarkKind::Warning, message);
+                return Ok(None);
+            };
+            let before = candidates.iter().position(Candidate::is_one).and_then(|i| losses.get(i).copied());
+            chosen.push((best, losses[best], before));
         }
-        let before = candidates.iter().position(Candidate::is_one).and_then(|i| losses.get(i).copied());
-        let Some((best, loss)) = best.and_then(|b| Some((candidates.get(b)?.clone(), losses[b]))) else {
-            cx.remarks
-                .push(RemarkKind::Warning, format!("{line}: no candidate has a finite loss, the site stays as it is"));
-            return Ok(None);
-        };
+        let best = parts::compose(&candidates, &parts, &chosen.iter().map(|(i, _, _)| *i).collect::<Vec<_>>());
+        let alphas: Vec<f64> = best.alphas.clone();
         cx.remarks.record(serde_json::json!({
             "producers": site.producers.iter().map(|p| crate::analysis::linears::label(region, p.weight)).collect::<Vec<_>>(),
             "consumers": site.consumers.iter().map(|p| crate::analysis::linears::label(region, p.weight)).collect::<Vec<_>>(),
             "free": site.free,
             "rule": best.rule.to_string(),
-            "alpha": best.alpha,
-            "loss_before": before,
-            "loss_after": loss,
+            "alpha": if let [alpha] = alphas[..] { serde_json::json!(alpha) } else { serde_json::json!(alphas) },
+            "loss_before": chosen.iter().map(|(_, _, before)| *before).sum::<Option<f64>>(),
+            "loss_after": chosen.iter().map(|(_, after, _)| after).sum::<f64>(),
         }));
-        if best.is_one() {
+        if best.scales.iter().all(|s| *s == 1.0) {
             cx.remarks.push(RemarkKind::Missed, format!("{line}: no scales are better than none"));
             return Ok(None);
         }

@@ -27,14 +27,14 @@ rewrite "relu of relu" {
 rewrite "split of concat, two" {
   match   { %c = concat %a, %b
             %x, %y = split %c }
-  where   same_type(%a, %x), same_type(%b, %y)
+  where   same_type(%a, %x), same_type(%b, %y), without(%c, heads), without(%x, heads)
   produce { %x = %a
             %y = %b }
 }
 rewrite "split of concat, three" {
   match   { %d = concat %a, %b, %c
             %x, %y, %z = split %d }
-  where   same_type(%a, %x), same_type(%b, %y), same_type(%c, %z)
+  where   same_type(%a, %x), same_type(%b, %y), same_type(%c, %z), without(%d, heads), without(%x, heads)
   produce { %x = %a
             %y = %b
             %z = %c }
@@ -42,11 +42,13 @@ rewrite "split of concat, three" {
 rewrite "concat of split, two" {
   match   { %a, %b = split %x
             %y = concat %a, %b }
+  where   without(%a, heads), without(%y, heads)
   produce { %y = %x }
 }
 rewrite "concat of split, three" {
   match   { %a, %b, %c = split %x
             %y = concat %a, %b, %c }
+  where   without(%a, heads), without(%y, heads)
   produce { %y = %x }
 }
 "#;
@@ -150,6 +152,7 @@ fn simpler(region: &Region, id: WeightId) -> Option<Simpler> {
             | WeightExpr::Div { .. }
             | WeightExpr::Offset { .. }
             | WeightExpr::Cat { .. }
+            | WeightExpr::Stack(_)
             | WeightExpr::Rows { .. }
             | WeightExpr::Clip { .. }
             | WeightExpr::Quant(_)
@@ -163,6 +166,7 @@ fn simpler(region: &Region, id: WeightId) -> Option<Simpler> {
         | WeightExpr::Mul { .. }
         | WeightExpr::Div { .. }
         | WeightExpr::Offset { .. }
+        | WeightExpr::Stack(_)
         | WeightExpr::Clip { .. }
         | WeightExpr::Quant(_)
         | WeightExpr::Pack(_) => None,
@@ -195,6 +199,7 @@ fn rows(region: &Region, of: WeightId, start: u64, len: u64) -> Option<Simpler> 
         | WeightExpr::Div { .. }
         | WeightExpr::Offset { .. }
         | WeightExpr::Cat { .. }
+        | WeightExpr::Stack(_)
         | WeightExpr::Transpose(_)
         | WeightExpr::Clip { .. }
         | WeightExpr::Quant(_)
@@ -211,6 +216,7 @@ fn cat(region: &Region, axis: usize, parts: &[WeightId]) -> Option<Simpler> {
         match &region.weight(*part).expr {
             WeightExpr::Cat { axis: inner, parts } if *inner == axis => flat.extend(parts),
             WeightExpr::Cat { .. }
+            | WeightExpr::Stack(_)
             | WeightExpr::Source(_)
             | WeightExpr::Packed { .. }
             | WeightExpr::Param(_)

@@ -61,7 +61,7 @@ pub trait Executor: Sync {
     fn realize(&self, region: &Region, weight: WeightId) -> Result<Tensor, ExecError>;
 
     /// Runs `region` over the whole calibration stream and moves the stream to its exit. Returns, for each of `taps`,
-    /// the statistics of that value over all tokens. A short sample of the region's inputs stays available to
+    /// the statistics of that value over all tokens, or, for a value `[E,B,S,C]`, of each expert's rows in turn. A short sample of the region's inputs stays available to
     /// [`Executor::evaluate`] until the next call.
     ///
     /// # Errors

@@ -46,9 +46,12 @@ impl InputStats {
 /// Facts of the region at hand, keyed by value. They follow the values when the region is compacted.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
-    /// Statistics of the inputs of linears.
-    pub inputs: BTreeMap<ValueId, InputStats>,
+    /// Statistics of the inputs of linears: one set, or one for each expert whose rows the value holds.
+    pub inputs: BTreeMap<ValueId, Vec<InputStats>>,
 }
+
+/// Below so many calibration tokens, nothing is searched for an expert: its weights are rounded as they are.
+pub const FEW_TOKENS: u64 = 16;
 
 impl Facts {
     /// Follows the renumbering that [`awqc_ir::Region::compact`] reports.

@@ -98,9 +98,16 @@ fn side(region: &Region, value: ValueId) -> Option<Side> {
         | Op::Add(_)
         | Op::Mul(_)
         | Op::Scale(_)
+        | Op::Sigmoid(_)
         | Op::Softcap(_)
+        | Op::Clamp(_)
         | Op::Split(_)
         | Op::Concat(_)
+        | Op::Repeat(_)
+        | Op::Softmax(_)
+        | Op::TopK(_)
+        | Op::Dispatch(_)
+        | Op::Combine(_)
         | Op::Fused(_) => None,
     }
 }

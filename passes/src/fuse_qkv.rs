@@ -81,17 +81,23 @@ fn maker(region: &Region, value: ValueId) -> Result<NodeId, ValueId> {
         let node = region.node(id);
         match node.op {
             Op::Linear(_) => return Ok(id),
-            Op::Rope(_) | Op::RmsNorm(_) | Op::LayerNorm(_) | Op::Scale(_) | Op::Softcap(_) => {}
+            Op::Rope(_) | Op::RmsNorm(_) | Op::LayerNorm(_) | Op::Scale(_) | Op::Softcap(_) | Op::Clamp(_) => {}
             Op::Embedding(_)
             | Op::RopeTable(_)
             | Op::Sdpa(_)
             | Op::Silu(_)
+            | Op::Sigmoid(_)
             | Op::Gelu(_)
             | Op::Relu(_)
             | Op::Add(_)
             | Op::Mul(_)
             | Op::Split(_)
             | Op::Concat(_)
+            | Op::Repeat(_)
+            | Op::Softmax(_)
+            | Op::TopK(_)
+            | Op::Dispatch(_)
+            | Op::Combine(_)
             | Op::Fused(_) => return Err(at),
         }
         match node.operands.first() {

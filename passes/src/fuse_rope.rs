@@ -11,6 +11,7 @@ rewrite "rope_qkv" {
   match   { %q, %k, %v = split %qkv
             %qr = rope %q, %cos, %sin
             %kr = rope %k, %cos, %sin }
+  where   without(%q, heads)
   produce { %qr, %kr, %v = fused @rope_qkv(%qkv, %cos, %sin) }
 }
 rewrite "rope_qk" {

@@ -11,14 +11,14 @@ rewrite "swiglu" {
   match   { %g, %u = split %gu
             %s = silu %g
             %m = mul %s, %u }
-  where   same_type(%g, %u)
+  where   same_type(%g, %u), without(%g, heads)
   produce { %m = fused @swiglu(%gu) }
 }
 rewrite "geglu" {
   match   { %g, %u = split %gu
             %s = gelu %g
             %m = mul %s, %u }
-  where   same_type(%g, %u)
+  where   same_type(%g, %u), without(%g, heads)
   produce { %m = fused @geglu(%gu) }
 }
 "#;

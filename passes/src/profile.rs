@@ -6,7 +6,9 @@ use awqc_ir::{Region, ValueId};
 use serde::{Deserialize, Serialize};
 
 use crate::analysis::linears::linears;
+use crate::facts::{FEW_TOKENS, InputStats};
 use crate::pass::{Changed, Fidelity, Pass, PassCx, PassError};
+use crate::remark::RemarkKind;
 
 /// See the documentation of the pass.
 #[derive(Clone, Debug)]
@@ -55,18 +57,41 @@ The statistics of AWQ (arXiv 2306.00978, section 3.2) and, with the Gram matrix,
         let stats = cx.exec.profile(region, cx.fused, &taps)?;
         store::check(region, &taps, &stats)?;
         cx.remarks.count("taps", taps.len() as f64);
-        for (tap, stats) in taps.iter().zip(stats) {
-            let largest = stats.max_abs.iter().copied().fold(0.0f32, f32::max);
+        let mut stats = stats.into_iter();
+        for tap in &taps {
+            let sets: Vec<InputStats> = stats.by_ref().take(store::sets(region, *tap)).collect();
+            let largest = sets.iter().flat_map(|s| &s.max_abs).copied().fold(0.0f32, f32::max);
+            let tokens: serde_json::Value = match sets.as_slice() {
+                [one] => one.tokens.into(),
+                experts => experts.iter().map(|s| s.tokens).collect::<Vec<_>>().into(),
+            };
             cx.remarks.record(serde_json::json!({
                 "value": &*region.value(*tap).name,
-                "tokens": stats.tokens,
-                "channels": stats.channels(),
+                "tokens": tokens,
+                "channels": sets.first().map_or(0, InputStats::channels),
                 "max_abs": largest,
             }));
-            cx.facts.inputs.insert(*tap, stats);
+            if let Some(line) = rare(&sets) {
+                cx.remarks.push(RemarkKind::Warning, format!("%{}: {line}", region.value(*tap).name));
+            }
+            cx.facts.inputs.insert(*tap, sets);
         }
         Ok(Changed::No)
     }
+}
+
+/// Which experts saw too few tokens to be searched for.
+fn rare(sets: &[InputStats]) -> Option<String> {
+    let rare: Vec<String> = sets.iter().enumerate().filter(|(_, s)| s.tokens < FEW_TOKENS).map(|(e, _)| e.to_string()).collect();
+    let line = || {
+        format!(
+            "{} of {} experts saw fewer than {FEW_TOKENS} calibration tokens and will be rounded as they are ({}): calibrate with more text",
+            rare.len(),
+            sets.len(),
+            rare.join(", ")
+        )
+    };
+    (sets.len() > 1 && !rare.is_empty()).then(line)
 }
 
 /// The values whose statistics are kept: in a layer, the distinct inputs of its linears with float weights, in program

@@ -139,10 +139,12 @@ fn relative_error(
     quant: Quant,
     cx: &PassCx<'_>,
 ) -> Result<Option<f64>, PassError> {
-    let Some(stats) = cx.facts.inputs.get(&input).filter(|s| s.tokens > 0) else { return Ok(None) };
+    let Some(stats) = cx.facts.inputs.get(&input).filter(|sets| sets.iter().any(|s| s.tokens > 0)) else {
+        return Ok(None);
+    };
     let rounded = cx.exec.realize(region, weight)?;
     let (rows, cols) = (rounded.rows(), rounded.cols());
-    if stats.gram.len() != cols * cols {
+    if stats.iter().any(|s| s.gram.len() != cols * cols) {
         return Ok(None);
     }
     // What a clip cut off belongs to the error.
@@ -154,7 +156,11 @@ fn relative_error(
     let original = original.as_ref().map_or(&rounded.data, |t| &t.data);
     let mut error = rtn::quantize(&rounded.data, rows, cols, quant).decode();
     error.iter_mut().zip(original).for_each(|(e, w)| *e -= w);
-    let output = dense::energy(original, cols, &stats.gram);
-    let lost = dense::energy(&error, cols, &stats.gram);
+    // Of a stack, each matrix meets the statistics of its expert.
+    let part = (original.len() / stats.len().max(1)).max(1);
+    let energy = |numbers: &[f32]| -> f64 {
+        numbers.chunks(part).zip(stats).map(|(w, s)| dense::energy(w, cols, &s.gram)).sum()
+    };
+    let (output, lost) = (energy(original), energy(&error));
     Ok((output > 0.0).then(|| lost / output))
 }

@@ -112,7 +112,7 @@ fn profile_keeps_each_linear_input_once() {
     bench.pass::<Profile>(&mut region, "{}");
     let kept: Vec<_> = bench.facts.inputs.keys().copied().collect();
     assert_eq!(kept, taps(&region));
-    assert!(bench.facts.inputs.values().all(|s| s.tokens == 40));
+    assert!(bench.facts.inputs.values().flatten().all(|s| s.tokens == 40));
     assert_eq!(bench.numbers("profile", "channels"), [10.0, 8.0, 14.0]);
 }
 
@@ -127,7 +127,7 @@ fn a_weight_with_two_inputs_is_clipped_for_both() {
     let loss = |keep: &[usize]| {
         let (mut bench, mut region) = (Bench::new(Some("u2g4")), layer(text));
         bench.pass::<Profile>(&mut region, "{}");
-        for (i, s) in bench.facts.inputs.values_mut().enumerate() {
+        for (i, s) in bench.facts.inputs.values_mut().flatten().enumerate() {
             if !keep.contains(&i) {
                 s.tokens = 0;
             }

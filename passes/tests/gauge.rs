@@ -26,7 +26,7 @@ fn found_with(region: &Region, shared: &[&str]) -> Vec<String> {
         let mut facts = Facts::default();
         let values = exec.run(region).values();
         for (v, m) in &values {
-            facts.inputs.insert(*v, stats(m));
+            facts.inputs.insert(*v, vec![stats(m)]);
         }
         let s: Vec<f32> = noise("scales", site.free).iter().map(|v| (1.5 * v).exp()).collect();
         apply(&mut scaled, site, &s, "test", &mut facts);
@@ -43,7 +43,7 @@ fn found_with(region: &Region, shared: &[&str]) -> Vec<String> {
 
 fn follows(scaled: &Region, site: &Site, facts: &Facts, exec: &Naive) {
     for (v, m) in exec.run(scaled).values() {
-        let (want, got) = (stats(&m), &facts.inputs[&v]);
+        let (want, got) = (stats(&m), &facts.inputs[&v][0]);
         let touched = site.values.iter().any(|u| u.value == v);
         for (a, b) in want.gram.iter().zip(&got.gram).chain(want.mean_abs.iter().zip(&got.mean_abs)) {
             assert!((a - b).abs() <= 1e-4 * (a.abs() + 1e-2), "statistics of {v:?}, touched: {touched}: {a} {b}");

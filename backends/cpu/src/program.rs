@@ -62,8 +62,8 @@ pub(crate) enum Row<'a> {
     Copy { from: Place, to: Place },
     /// `x / sqrt(mean(x²) + eps) · gain` for each of `heads` parts; an offset is in the gain already.
     RmsNorm { at: Place, heads: usize, eps: f32, gain: Option<Vec<f32>> },
-    /// `(x − mean) / sqrt(var + eps) · gain + bias`.
-    LayerNorm { at: Place, eps: f32, gain: Option<Vec<f32>>, bias: Option<Vec<f32>> },
+    /// `(x − mean) / sqrt(var + eps) · gain + bias` for each of `heads` parts, with parameters for one of them or for all.
+    LayerNorm { at: Place, heads: usize, eps: f32, gain: Option<Vec<f32>>, bias: Option<Vec<f32>> },
     /// Rotation of the heads.
     Rope { at: Place, cos: Place, sin: Place, heads: usize, interleaved: bool },
     /// A function of each element.
@@ -84,6 +84,9 @@ pub(crate) enum Map {
     GeluTanh,
     GeluQuick,
     Relu,
+    Sigmoid,
+    /// To `-at..=at`.
+    Clamp(f32),
     Scale(f32),
     Softcap(f32),
 }

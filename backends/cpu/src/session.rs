@@ -353,10 +353,22 @@ impl<'a> Part<'a> {
                     || row.chunks_exact_mut(width).for_each(|part| rms_row(part, *eps, gain.as_deref())),
                 );
             }
-            Row::LayerNorm { at, eps, gain, bias } => simd(
-                #[inline(always)]
-                || layer_row(write(*at), *eps, gain.as_deref(), bias.as_deref()),
-            ),
+            Row::LayerNorm { at, heads, eps, gain, bias } => {
+                let row = write(*at);
+                let width = (row.len() / heads).max(1);
+                simd(
+                    #[inline(always)]
+                    || {
+                        for (head, part) in row.chunks_exact_mut(width).enumerate() {
+                            let own = |of: &'_ Option<Vec<f32>>| match of.as_deref() {
+                                Some(all) if all.len() > width => Some(&all[head * width..][..width]),
+                                one => one,
+                            };
+                            layer_row(part, *eps, own(gain), own(bias));
+                        }
+                    },
+                );
+            }
             Row::Rope { at, cos, sin, heads, interleaved } => simd(
                 #[inline(always)]
                 || turn_row(write(*at), *heads, *interleaved, read(*cos), read(*sin)),
@@ -485,6 +497,8 @@ fn map(f: Map, x: &mut [f32]) {
         Map::GeluTanh => elementwise::gelu_tanh(x),
         Map::GeluQuick => elementwise::gelu_quick(x),
         Map::Relu => elementwise::relu(x),
+        Map::Sigmoid => elementwise::logistic(x),
+        Map::Clamp(at) => elementwise::clamp(x, at),
         Map::Scale(by) => x.iter_mut().for_each(|v| *v *= by),
         Map::Softcap(at) => elementwise::softcap(x, at),
     }

@@ -68,14 +68,21 @@ pub fn rowwise(region: &Region, fused: &[FusedDef]) -> bool {
         | Op::LayerNorm(_)
         | Op::Rope(_)
         | Op::Silu(_)
+        | Op::Sigmoid(_)
         | Op::Gelu(_)
         | Op::Relu(_)
         | Op::Add(_)
         | Op::Mul(_)
         | Op::Scale(_)
         | Op::Softcap(_)
+        | Op::Clamp(_)
         | Op::Split(_)
-        | Op::Concat(_) => true,
+        | Op::Concat(_)
+        | Op::Repeat(_)
+        | Op::Softmax(_)
+        | Op::TopK(_)
+        | Op::Dispatch(_)
+        | Op::Combine(_) => true,
     })
 }
 
@@ -90,7 +97,8 @@ pub(crate) fn positions<B: Backend>(
     let cut = |(id, val): (ValueId, &Val<B>)| {
         let axis = region.value(id).ty.shape.iter().position(|d| *d == Dim::Sym(sequence.clone()));
         match (axis, val) {
-            (None, val) => val.clone(),
+            // Regions hand over no rows of experts.
+            (None, val) | (Some(_), val @ Val::Routed(_)) => val.clone(),
             (Some(axis), Val::Float(t)) => Val::Float(narrow::<B>(t.clone(), axis, start, len)),
             (Some(axis), Val::Int(t)) => {
                 let slices: Vec<Slice> = (val.shape().into_iter().enumerate())

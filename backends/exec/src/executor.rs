@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use awqc_ir::{FusedDef, Region, RegionName, TensorSource, ValueId, WeightId};
+use awqc_passes::profile::store::sets;
 use awqc_passes::{ExecError, Executor, InputStats, Tensor};
 use rayon::prelude::*;
 
@@ -13,7 +14,7 @@ use crate::host::math::all_finite;
 use crate::host::{Host, floats};
 use crate::interp::{Interpreter, Val, Weights};
 use crate::memo::Memo;
-use crate::realize::realize;
+use crate::realize::tensor;
 use crate::{chain, stream, synthetic};
 
 /// Tokens that are in flight between two updates of the statistics.
@@ -144,13 +145,27 @@ fn window(
 fn finite(val: &Val<Host>) -> bool {
     match val {
         Val::Float(t) => all_finite(&floats(t)),
+        Val::Routed(r) => all_finite(&floats(&r.rows)),
         Val::Int(_) => true,
     }
 }
 
-fn float_of<'a>(region: &Region, id: ValueId, val: &'a Val<Host>) -> Result<std::borrow::Cow<'a, [f32]>, ExecError> {
+/// The numbers of a value, and where those of each expert lie; all of them for a value without experts.
+type Numbers<'a> = (std::borrow::Cow<'a, [f32]>, Vec<std::ops::Range<usize>>);
+
+fn float_of<'a>(region: &Region, id: ValueId, val: &'a Val<Host>) -> Result<Numbers<'a>, ExecError> {
     match val {
-        Val::Float(t) => Ok(floats(t)),
+        Val::Float(t) => {
+            let numbers = floats(t);
+            let all = 0..numbers.len();
+            Ok((numbers, vec![all]))
+        }
+        Val::Routed(r) => {
+            let numbers = floats(&r.rows);
+            let width = numbers.len() / r.route.tokens.len().max(1);
+            let ranges = r.route.ranges().map(|rows| rows.start * width..rows.end * width).collect();
+            Ok((numbers, ranges))
+        }
         Val::Int(_) => Err(ExecError::Tensor(format!(
             "region {}: %{} holds integers and has no statistics",
             region.name,
@@ -162,7 +177,7 @@ fn float_of<'a>(region: &Region, id: ValueId, val: &'a Val<Host>) -> Result<std:
 impl Executor for HostExecutor {
     fn realize(&self, region: &Region, weight: WeightId) -> Result<Tensor, ExecError> {
         self.source.enter(&region.name);
-        Ok(realize(region, weight, &self.source)?.into_tensor())
+        tensor(region, weight, &self.source)
     }
 
     fn profile(&mut self, region: &Region, fused: &[FusedDef], taps: &[ValueId]) -> Result<Vec<InputStats>, ExecError> {
@@ -175,7 +190,7 @@ impl Executor for HostExecutor {
         let ran = if is_last { chain::prune(region, taps) } else { region.clone() };
         let weights = self.weights(&ran)?;
         let interpreter = Interpreter::<Host> { fused, device: &Default::default() };
-        let mut statistics: BTreeMap<ValueId, Accumulator> = BTreeMap::new();
+        let mut statistics: BTreeMap<ValueId, Vec<Accumulator>> = BTreeMap::new();
         let (total, block) = (self.streams.len(), self.block());
         let mut sample = Vec::new();
         // Streams are replaced block by block, so that old and new hidden states do not both exist for all windows.
@@ -206,21 +221,29 @@ impl Executor for HostExecutor {
                 let blocks = values.map(|v| float_of(region, *tap, v)).collect::<Result<Vec<_>, _>>()?;
                 let channels = region.value(*tap).ty.channels().and_then(|c| usize::try_from(c).ok()).unwrap_or(0);
                 let (tokens, rows) = (self.tokens, self.sample_rows);
-                let statistics = statistics.entry(*tap).or_insert_with(|| Accumulator::new(channels, tokens, rows));
-                statistics.add(&blocks.iter().map(|b| &**b).collect::<Vec<_>>());
+                let experts = sets(region, *tap);
+                let statistics = statistics.entry(*tap).or_insert_with(|| {
+                    (0..experts).map(|_| Accumulator::new(channels, tokens / experts as u64, rows)).collect()
+                });
+                for (e, statistics) in statistics.iter_mut().enumerate() {
+                    let parts = blocks.iter().filter_map(|(numbers, ranges)| numbers.get(ranges.get(e)?.clone()));
+                    statistics.add(&parts.collect::<Vec<_>>());
+                }
             }
             moved.extend(ran_batch.into_iter().map(|(_, stream)| stream));
             self.control.report(&region.name, moved.len(), total);
         }
         self.streams = moved;
         self.sample = Some((region.name.clone(), sample));
-        let done: BTreeMap<ValueId, InputStats> = statistics.into_iter().map(|(id, s)| (id, s.finish())).collect();
-        let stats = |tap: &ValueId| {
-            done.get(tap).cloned().ok_or_else(|| {
+        let finish = |(id, s): (ValueId, Vec<Accumulator>)| (id, s.into_iter().map(Accumulator::finish).collect());
+        let done: BTreeMap<ValueId, Vec<InputStats>> = statistics.into_iter().map(finish).collect();
+        let mut out = Vec::new();
+        for tap in taps {
+            out.extend(done.get(tap).cloned().ok_or_else(|| {
                 ExecError::Tensor(format!("region {}: a tap names a value that is never computed", region.name))
-            })
-        };
-        taps.iter().map(stats).collect()
+            })?);
+        }
+        Ok(out)
     }
 
     fn evaluate(&self, region: &Region, fused: &[FusedDef], at: &[ValueId]) -> Result<Vec<Tensor>, ExecError> {

@@ -69,6 +69,19 @@ pub fn realize(region: &Region, weight: WeightId, source: &dyn TensorSource) -> 
     Ok(out)
 }
 
+/// The numbers of `weight` as f32, in its own shape, quantized ones decoded.
+///
+/// # Errors
+/// As [`realize`].
+pub fn tensor(region: &Region, weight: WeightId, source: &dyn TensorSource) -> Result<Tensor, ExecError> {
+    let mut out = realize(region, weight, source)?.into_tensor();
+    // Codes are the rows of all matrices of a stack.
+    if let Some(shape) = region.weight(weight).ty.const_shape() {
+        out.shape = shape;
+    }
+    Ok(out)
+}
+
 struct Cx<'a> {
     region: &'a Region,
     source: &'a dyn TensorSource,
@@ -105,6 +118,7 @@ impl Cx<'_> {
                 Realized::Float { shape, data }
             }
             WeightExpr::Cat { axis, parts } => self.cat(id, *axis, parts)?,
+            WeightExpr::Stack(parts) => self.stack(id, parts)?,
             WeightExpr::Rows { of, start, len } => {
                 let (start, len) = (self.size(id, *start)?, self.size(id, *len)?);
                 rows(self.term(*of)?, start, len).ok_or_else(|| self.error(id, "the rows are outside of the term"))?
@@ -125,8 +139,12 @@ impl Cx<'_> {
             }
             WeightExpr::Pack(of) => self.term(*of)?,
         };
-        let want = weight.ty.const_shape();
-        if want.as_ref() != Some(&out.shape()) {
+        let fits = match &out {
+            Realized::Float { shape, .. } => weight.ty.const_shape().as_ref() == Some(shape),
+            // Codes are the rows of all matrices of a stack.
+            Realized::Quant(codes) => weight.ty.matrix() == Some((codes.rows, codes.cols)),
+        };
+        if !fits {
             return Err(self.error(id, format!("its type is {}, the numbers have shape {:?}", weight.ty, out.shape())));
         }
         Ok(out)
@@ -194,9 +212,9 @@ impl Cx<'_> {
     }
 
     fn matrix(&self, id: WeightId, ty: &Type) -> Result<(Quant, usize, usize), ExecError> {
-        match (ty.elem.quant(), ty.const_shape().as_deref()) {
-            (Some(quant), Some(&[rows, cols])) => Ok((quant, rows, cols)),
-            (None, _) | (_, Some(_) | None) => {
+        match (ty.elem.quant(), ty.matrix()) {
+            (Some(quant), Some((rows, cols))) => Ok((quant, rows, cols)),
+            (None, _) | (_, None) => {
                 Err(self.error(id, format!("a quantized weight must be a quantized matrix, this is {ty}")))
             }
         }
@@ -216,7 +234,11 @@ impl Cx<'_> {
             return Err(self.error(id, format!("the term has no axis {axis}")));
         };
         let inner: usize = shape[axis + 1..].iter().product();
-        if by.map.len(entries.len() as u64) != channels as u64 {
+        // In a stack, the factors are those of every matrix, or of each.
+        let all = if axis > 0 { shape[0] * channels } else { channels };
+        let covered = by.map.len(entries.len() as u64);
+        let channels = if shape.len() == 3 && covered == all as u64 { all } else { channels };
+        if covered != channels as u64 {
             return Err(self.error(id, format!("{} factors do not cover {channels} channels", entries.len())));
         }
         let factor = |c: usize| match by.map.entry(c as u64, entries.len() as u64) {
@@ -225,9 +247,13 @@ impl Cx<'_> {
         };
         let factors: Option<Vec<f32>> = (0..channels).map(factor).collect();
         let factors = factors.ok_or_else(|| self.error(id, "a channel has no factor"))?;
+        let cols = shape.last().copied().unwrap_or(1).max(1);
         if inner == 1 {
-            for row in data.chunks_mut(channels.max(1)) {
-                row.iter_mut().zip(&factors).for_each(|(w, s)| *w = f(*w, *s));
+            // Rows of one matrix, `out` of them, share their run of factors.
+            let out = if shape.len() == 3 && channels > cols { shape[1].max(1) } else { usize::MAX };
+            for (r, row) in data.chunks_mut(cols).enumerate() {
+                let at = r / out * cols;
+                row.iter_mut().zip(&factors[at..]).for_each(|(w, s)| *w = f(*w, *s));
             }
         } else {
             for (run, s) in data.chunks_mut(inner.max(1)).zip(factors.iter().cycle()) {
@@ -270,9 +296,24 @@ impl Cx<'_> {
         }
     }
 
+    fn stack(&self, id: WeightId, parts: &[WeightId]) -> Result<Realized, ExecError> {
+        match self.cat(id, 0, parts)? {
+            Realized::Float { mut shape, data } => {
+                if let Some(first) = shape.first_mut() {
+                    *first /= parts.len().max(1);
+                }
+                shape.insert(0, parts.len());
+                Ok(Realized::Float { shape, data })
+            }
+            codes @ Realized::Quant(_) => Ok(codes),
+        }
+    }
+
     fn clip(&self, id: WeightId, of: WeightId, lo: DataId, hi: DataId, group: Group) -> Result<Realized, ExecError> {
         let (shape, mut data) = self.float(of)?;
-        let [rows, cols] = shape[..] else { return Err(self.error(id, "only a matrix can be clipped")) };
+        let Some((rows, cols)) = self.region.weight(of).ty.matrix() else {
+            return Err(self.error(id, "only a matrix can be clipped"));
+        };
         let (lo, hi) = (self.data(id, lo)?, self.data(id, hi)?);
         let groups = group.count(cols);
         if lo.len() != rows * groups || hi.len() != rows * groups {
@@ -305,7 +346,8 @@ fn quantize(data: &[f32], rows: usize, cols: usize, quant: Quant) -> Codes {
     out
 }
 
-fn rows(term: Realized, start: usize, len: usize) -> Option<Realized> {
+/// Rows `start..start+len` of the outermost axis; of codes, rows of the matrix.
+pub(crate) fn rows(term: Realized, start: usize, len: usize) -> Option<Realized> {
     let end = start.checked_add(len)?;
     match term {
         Realized::Float { mut shape, data } => {

@@ -9,7 +9,7 @@ use burn_backend::tensor::{Device, FloatTensor};
 use crate::chain;
 use crate::host::Host;
 use crate::interp::{Caches, ExecBackend, Interpreter, Val, Weights, upload};
-use crate::realize::realize;
+use crate::realize::tensor;
 
 /// Which positions [`Session::forward`] returns logits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +53,7 @@ impl<B: ExecBackend> Session<B> {
                 let key = plain(region, id);
                 let tensor = match key.as_ref().and_then(|k| shared.get(k)) {
                     Some(tensor) => tensor.clone(),
-                    None => upload::<B>(realize(region, id, source)?.into_tensor(), &device),
+                    None => upload::<B>(tensor(region, id, source)?, &device),
                 };
                 if let Some(key) = key {
                     shared.insert(key, tensor.clone());
@@ -177,6 +177,7 @@ fn plain(region: &Region, id: WeightId) -> Option<(String, Elem)> {
         | WeightExpr::Div { .. }
         | WeightExpr::Offset { .. }
         | WeightExpr::Cat { .. }
+        | WeightExpr::Stack(_)
         | WeightExpr::Rows { .. }
         | WeightExpr::Transpose(_)
         | WeightExpr::Clip { .. }

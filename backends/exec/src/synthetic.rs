@@ -81,14 +81,21 @@ fn table_rows(region: &Region, fused: &[FusedDef], value: ValueId) -> Option<u64
                 | Op::Rope(_)
                 | Op::Sdpa(_)
                 | Op::Silu(_)
+                | Op::Sigmoid(_)
                 | Op::Gelu(_)
                 | Op::Relu(_)
                 | Op::Add(_)
                 | Op::Mul(_)
                 | Op::Scale(_)
                 | Op::Softcap(_)
+                | Op::Clamp(_)
                 | Op::Split(_)
-                | Op::Concat(_) => None,
+                | Op::Concat(_)
+                | Op::Repeat(_)
+                | Op::Softmax(_)
+                | Op::TopK(_)
+                | Op::Dispatch(_)
+                | Op::Combine(_) => None,
             };
             rows = match (rows, found) {
                 (Some(a), Some(b)) => Some(a.min(b)),

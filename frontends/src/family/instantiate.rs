@@ -9,7 +9,7 @@ use awqc_ir::{Dim, Elem, Module, Op, Region, RegionName, Stored, TensorSource, T
 use serde_json::{Map, Value as Json};
 
 use super::env::{ConfigEnv, ModelEnv, truth};
-use super::{Condition, Family, Pattern};
+use super::{Condition, Family, Pattern, harmless};
 use crate::error::{ImportError, Problems};
 use crate::quantized::Scheme;
 use crate::view::View;
@@ -28,6 +28,7 @@ pub(crate) fn instantiate(
     for rule in &family.keys {
         rule.check(path, config)?;
     }
+    harmless::check(path, family, config)?;
     let env = ConfigEnv { path, config };
     let mut ignored: Vec<&Pattern> = Vec::new();
     for (pattern, when) in &family.ignore {
@@ -116,6 +117,15 @@ impl Fit<'_> {
         let roots = region.used_weights();
         let closure = region.weight_closure(&roots);
         for id in closure.iter().copied() {
+            // What a stack is made of comes before it.
+            if let WeightExpr::Stack(parts) = &region.weight(id).expr {
+                let elem = parts.first().map(|p| region.weight(*p).ty.elem);
+                if let Some(elem) = elem.filter(|e| e.quant().is_some()) {
+                    let weight = region.weight(id).clone();
+                    region.set_weight(id, weight.expr, weight.ty.with_elem(elem));
+                }
+                continue;
+            }
             let WeightExpr::Source(relative) = &region.weight(id).expr else { continue };
             let relative = relative.clone();
             let name = region.tensor_name(&relative);
@@ -219,8 +229,10 @@ fn plain(ty: &Type) -> String {
 /// Whether every use of a weight is as the matrix of a linear.
 fn is_linear(region: &Region, id: WeightId) -> bool {
     let uses = || region.nodes().flat_map(|(_, n)| n.operands.iter().enumerate().map(move |(i, o)| (n, i, o.weight())));
-    let inside = region.weight_ids().any(|w| region.weight(w).expr.children().contains(&id));
-    !inside && uses().filter(|(_, _, w)| *w == Some(id)).all(|(n, i, _)| i == 1 && matches!(n.op, Op::Linear(_)))
+    let mut parents = region.weight_ids().filter(|w| region.weight(*w).expr.children().contains(&id));
+    let stacked = |w: WeightId| matches!(region.weight(w).expr, WeightExpr::Stack(_)) && is_linear(region, w);
+    parents.all(stacked)
+        && uses().filter(|(_, _, w)| *w == Some(id)).all(|(n, i, _)| i == 1 && matches!(n.op, Op::Linear(_)))
 }
 
 /// The tensors that the region looks rows up in. The type of a table is that of the rows, and so of the values that

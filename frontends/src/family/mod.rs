@@ -3,6 +3,7 @@
 
 pub(crate) mod env;
 pub mod gguf;
+mod harmless;
 mod instantiate;
 mod parse;
 mod pattern;
@@ -46,6 +47,10 @@ pub struct Family {
     pub when: Option<Condition>,
     /// What the configuration must hold.
     pub keys: Vec<KeyRule>,
+    /// Keys that change nothing of what the model computes.
+    pub harmless: Vec<String>,
+    /// Keys that are harmless with one value, as JSON.
+    pub fixed: Vec<(String, String)>,
     /// Other prefixes of tensor names, and what they stand for.
     pub aliases: Vec<(String, String)>,
     /// Tensors of no use.
@@ -88,6 +93,8 @@ pub enum KeyKind {
     Text,
     /// A list.
     List,
+    /// An object.
+    Object,
 }
 
 impl KeyRule {
@@ -110,6 +117,7 @@ impl KeyRule {
             KeyKind::Flag => value.is_boolean(),
             KeyKind::Text => value.is_string(),
             KeyKind::List => value.is_array(),
+            KeyKind::Object => value.is_object(),
         };
         if fits {
             Ok(())
@@ -128,6 +136,7 @@ impl KeyKind {
             KeyKind::Flag => "true or false",
             KeyKind::Text => "a text",
             KeyKind::List => "a list",
+            KeyKind::Object => "an object",
         }
     }
 }
@@ -203,6 +212,8 @@ pub(crate) fn by_config(path: &Path, config: &Map<String, Json>) -> Result<Famil
     let mut known: Vec<&str> = families.iter().flat_map(|f| &f.classes).map(String::as_str).collect();
     known.sort_unstable();
     known.dedup();
+    // Code that comes with a checkpoint is never run.
+    let own_code = config.get("auto_map").is_some_and(|v| !v.is_null());
     Err(match (class, model_type) {
         (None, None) => ImportError::config(
             path,
@@ -211,7 +222,14 @@ pub(crate) fn by_config(path: &Path, config: &Map<String, Json>) -> Result<Famil
         ),
         (Some(name), _) | (None, Some(name)) => ImportError::unsupported(
             path,
-            format!("the model is a `{name}`, which is not known; known: {}", known.join(", ")),
+            match own_code {
+                false => format!("the model is a `{name}`, which is not known; known: {}", known.join(", ")),
+                true => format!(
+                    "the model is a `{name}`, which brings its own Python code (`auto_map`); this program runs no code of checkpoints. \
+                     Describe the family in a file under arch/, or convert the checkpoint to one of the known: {}",
+                    known.join(", ")
+                ),
+            },
         ),
     })
 }

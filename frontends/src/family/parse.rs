@@ -3,6 +3,8 @@
 //! ```text
 //! arch "NAME" for CLASS, CLASS [when EXPR]     which models the file describes
 //! key KIND[?] KEY, KEY                         configuration keys and what they must hold; `?`: may be missing or null
+//! harmless KEY, KEY                            keys that change nothing of what the model computes
+//! fixed KEY = JSON                             a key that is known with this value only
 //! alias "PREFIX" = "PREFIX"                    tensor names that begin with the first are read as if with the second
 //! ignore "PATTERN" [when EXPR]                 tensors that are known to be of no use
 //! only "PATTERN" when EXPR                     tensors that are there if, and only if, the condition holds
@@ -24,6 +26,8 @@ pub(super) fn parse(file: &'static str, text: &str) -> Result<Family, String> {
         classes: Vec::new(),
         when: None,
         keys: Vec::new(),
+        harmless: Vec::new(),
+        fixed: Vec::new(),
         aliases: Vec::new(),
         ignore: Vec::new(),
         only: Vec::new(),
@@ -165,10 +169,17 @@ fn directive(family: &mut Family, words: &mut Words<'_>) -> Result<Option<GgufSe
                 "flag" => KeyKind::Flag,
                 "text" => KeyKind::Text,
                 "list" => KeyKind::List,
-                other => return Err(format!("`{other}` is not a kind: size, count, number, flag, text and list are")),
+                "object" => KeyKind::Object,
+                other => return Err(format!("`{other}` is not a kind: size, count, number, flag, text, list and object are")),
             };
             let keys = words.list("a key")?;
             family.keys.extend(keys.into_iter().map(|key| KeyRule { key, kind, optional }));
+        }
+        "harmless" => family.harmless.extend(words.list("a key")?),
+        "fixed" => {
+            let key = words.next("a key")?.to_owned();
+            words.expect("=")?;
+            family.fixed.push((key, words.rest("a value")?));
         }
         "alias" => {
             let theirs = words.string("a prefix")?;

@@ -159,7 +159,12 @@ pub(super) fn scaling(path: &Path, config: &Map<String, Json>, kind: Option<&str
                 (None, Some(f)) => f,
                 (Some(_), _) | (None, None) => longest()? / original,
             };
-            let attention = match s.optional("attention_factor")? {
+            // Some configurations have a factor for each length.
+            let (given, long) = (s.optional("short_mscale")?, s.optional("long_mscale")?);
+            if given != long {
+                return Err(s.error("short_mscale", "differs from `long_mscale`; both must be the same".into()));
+            }
+            let attention = match s.optional("attention_factor")?.or(given) {
                 Some(a) => a,
                 None if factor <= 1.0 || original <= 1.0 => 1.0,
                 None => (1.0 + factor.ln() / original.ln()).sqrt(),

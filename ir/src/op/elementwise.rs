@@ -40,6 +40,24 @@ impl OpInfo for Silu {
     }
 }
 
+/// `sigmoid x`: `1 / (1 + e^−x)`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sigmoid {}
+
+impl OpInfo for Sigmoid {
+    const MNEMONIC: &'static str = "sigmoid";
+    const OPERANDS: &'static [Slot] = &[Slot::Value];
+
+    fn infer(&self, operands: &[&Type], _: &[FusedDef]) -> Result<Vec<Type>, OpError> {
+        unary(Self::MNEMONIC, operands)
+    }
+
+    fn scale_law(&self, _: &[&Type], _: &[&Type]) -> Vec<Law> {
+        rigid()
+    }
+}
+
 /// How [`Gelu`] is computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -129,6 +147,30 @@ impl OpInfo for Softcap {
     fn infer(&self, operands: &[&Type], _: &[FusedDef]) -> Result<Vec<Type>, OpError> {
         if self.at <= 0.0 {
             return OpError::new(format!("softcap needs a positive bound, not {}", self.at));
+        }
+        unary(Self::MNEMONIC, operands)
+    }
+
+    fn scale_law(&self, _: &[&Type], _: &[&Type]) -> Vec<Law> {
+        rigid()
+    }
+}
+
+/// `clamp x {at=c}`: each number limited to `[−c, c]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Clamp {
+    /// The bound.
+    pub at: f64,
+}
+
+impl OpInfo for Clamp {
+    const MNEMONIC: &'static str = "clamp";
+    const OPERANDS: &'static [Slot] = &[Slot::Value];
+
+    fn infer(&self, operands: &[&Type], _: &[FusedDef]) -> Result<Vec<Type>, OpError> {
+        if self.at <= 0.0 {
+            return OpError::new(format!("clamp needs a positive bound, not {}", self.at));
         }
         unary(Self::MNEMONIC, operands)
     }

@@ -4,7 +4,8 @@
 //! is multiplied; σ is its logarithm. An op computes the same function, up to the factors of its results, exactly when
 //! its law holds. The scales that no law forces to 1 are the graph's *scale freedom*; `awqc-passes` solves for it.
 
-/// A value that an op touches: its channels are those of the last axis.
+/// A value that an op touches: its channels are those of the last axis. A value of several experts has channels of its
+/// own for each of them; where the other side of an equation has one set, it goes for all experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Port {
     /// The operand at this position.
@@ -22,6 +23,15 @@ pub enum ChannelMap {
     Shift(u64),
     /// `c mod k`: one parameter for every head.
     Modulo(u64),
+    /// `(c / width) * stride + start + c mod width`: runs of `width` channels cut out of runs of `stride`.
+    Strided {
+        /// Channels of a run on the left.
+        width: u64,
+        /// Channels of a run on the right.
+        stride: u64,
+        /// The first channel within a run on the right.
+        start: u64,
+    },
     /// `(c / width / times) * width + c mod width`: query heads that share a key/value head.
     Grouped {
         /// Channels a head.
@@ -38,6 +48,7 @@ impl ChannelMap {
             ChannelMap::Identity => c,
             ChannelMap::Shift(k) => c + k,
             ChannelMap::Modulo(k) => c % k.max(1),
+            ChannelMap::Strided { width, stride, start } => (c / width.max(1)) * stride + start + c % width.max(1),
             ChannelMap::Grouped { width, times } => (c / width.max(1) / times.max(1)) * width + c % width.max(1),
         }
     }

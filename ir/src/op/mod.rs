@@ -10,6 +10,7 @@ pub mod law;
 pub mod linear;
 pub mod norm;
 pub mod rope;
+pub mod routing;
 pub mod sdpa;
 pub mod shape;
 
@@ -22,14 +23,15 @@ use crate::module::FusedDef;
 use crate::ty::Type;
 use law::Law;
 
-pub use elementwise::{Add, Gelu, GeluForm, Mul, Relu, Scale, Silu, Softcap};
+pub use elementwise::{Add, Clamp, Gelu, GeluForm, Mul, Relu, Scale, Sigmoid, Silu, Softcap};
 pub use embedding::Embedding;
 pub use fused::Fused;
 pub use linear::Linear;
 pub use norm::{LayerNorm, RmsNorm};
 pub use rope::{Rope, RopeScaling, RopeTable};
-pub use sdpa::Sdpa;
-pub use shape::{Concat, Split};
+pub use routing::{Combine, Dispatch, GroupScore, Groups, Softmax, TopK};
+pub use sdpa::{Alibi, Sdpa};
+pub use shape::{Concat, Repeat, Split};
 
 /// What a node takes in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -207,6 +209,8 @@ ops! {
     Sdpa,
     /// x · sigmoid(x).
     Silu,
+    /// 1 / (1 + e^−x).
+    Sigmoid,
     /// Gaussian error linear unit.
     Gelu,
     /// max(x, 0).
@@ -219,10 +223,22 @@ ops! {
     Scale,
     /// c · tanh(x / c).
     Softcap,
+    /// Limits on each number.
+    Clamp,
     /// Channels cut into parts.
     Split,
     /// Channels joined.
     Concat,
+    /// Channels over and over.
+    Repeat,
+    /// Shares that add up to 1.
+    Softmax,
+    /// The experts of each token.
+    TopK,
+    /// Tokens to their experts.
+    Dispatch,
+    /// What the experts say, added up.
+    Combine,
     /// A named op whose body is its meaning.
     Fused,
 }

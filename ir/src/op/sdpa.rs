@@ -9,7 +9,7 @@ use crate::ty::Type;
 
 /// `sdpa q, k, v`: `q: T[B,S,heads·D]`, `k: T[B,S,kv_heads·D]`, `v: T[B,S,kv_heads·E]` to `T[B,S,heads·E]`.
 ///
-/// `softmax(cap(scale · q kᵀ) + mask) v`, head by head; query head `h` reads key/value head `h / (heads/kv_heads)`.
+/// `softmax(cap(scale · q kᵀ) + alibi + mask) v`, head by head; query head `h` reads key/value head `h / (heads/kv_heads)`.
 /// A causal `sdpa` at position `i` depends on positions up to `i` only, so an executor may keep `k` and `v` of
 /// earlier positions (the KV cache) and run the new ones alone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,6 +31,41 @@ pub struct Sdpa {
     /// Scores become `c · tanh(score / c)` before the mask.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub softcap: Option<f64>,
+    /// Scores get a bias that is linear in the distance of positions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alibi: Option<Alibi>,
+}
+
+/// Linear position biases: head `h`'s score of the key at position `j` gets `scale · m_h · j` (ALiBi, arXiv 2108.12409,
+/// section 3). With `n` heads, a power of two, `m_h = 2^(−max·(h+1)/n)`; otherwise the first heads have the slopes of the
+/// largest power of two below `n`, the others every second slope of the next one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Alibi {
+    /// The last head's slope is `2^−max`.
+    pub max: f64,
+    /// A factor on all slopes.
+    #[serde(default = "unit", skip_serializing_if = "is_unit")]
+    pub scale: f64,
+}
+
+fn unit() -> f64 {
+    1.0
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // the signature that serde wants
+fn is_unit(k: &f64) -> bool {
+    *k == 1.0
+}
+
+impl Alibi {
+    /// The slope of each of `heads` heads, `scale` included.
+    pub fn slopes(&self, heads: u64) -> Vec<f64> {
+        let whole = if heads.is_power_of_two() { heads } else { heads.next_power_of_two() / 2 }.max(1);
+        let slope = |k: u64, n: u64| self.scale * (-self.max * k as f64 / n as f64).exp2();
+        let first = (1..=whole).map(|k| slope(k, whole));
+        first.chain((1..=whole).map(|k| slope(2 * k - 1, 2 * whole))).take(heads as usize).collect()
+    }
 }
 
 impl Sdpa {

@@ -118,10 +118,14 @@ functions! {
     Ln "ln",
     /// A whole float as an integer.
     Int "int",
+    /// The largest integer that is not above a number.
+    Floor "floor",
     /// A number as a float.
     Float "float",
     /// The length of a list.
     Len "len",
+    /// Whether a list holds a value.
+    Contains "contains",
     /// The smallest of numbers.
     Min "min",
     /// The largest of numbers.

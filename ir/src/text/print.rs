@@ -8,7 +8,7 @@ use crate::id::{DataId, NodeId, ValueId, WeightId};
 use crate::module::Module;
 use crate::op::{Op, Operand};
 use crate::region::{Node, Region, RegionName};
-use crate::ty::{Dim, Elem, Group, Type};
+use crate::ty::{Dim, Elem, Group, Name, Type};
 use crate::weight::{DataMap, DataRef, WeightExpr};
 
 use super::attr;
@@ -391,6 +391,7 @@ fn follows_type(region: &Region, expr: &WeightExpr, ty: &Type, elem: Option<Elem
         | WeightExpr::Div { .. }
         | WeightExpr::Offset { .. }
         | WeightExpr::Cat { .. }
+        | WeightExpr::Stack(_)
         | WeightExpr::Rows { .. }
         | WeightExpr::Transpose(_)
         | WeightExpr::Clip { .. }
@@ -403,6 +404,27 @@ fn follows_type(region: &Region, expr: &WeightExpr, ty: &Type, elem: Option<Elem
         (Ok(None), Some(said)) => said == ty.shape,
     };
     fits && elem == Some(ty.elem) && layout == ty.layout
+}
+
+/// The pattern of the parts of a stack, if they are tensors that print inside it and whose names count from 0: quoted,
+/// with `{e}` for the number.
+fn counted(region: &Region, parts: &[WeightId], within: &BTreeMap<WeightId, WeightId>) -> Option<String> {
+    let mut names: Vec<&Name> = Vec::with_capacity(parts.len());
+    for w in parts {
+        let (WeightExpr::Source(name), true) = (&region.weight(*w).expr, within.contains_key(w)) else { return None };
+        names.push(name);
+    }
+    let first = *names.first()?;
+    let alone = |at: usize| {
+        let digit = |i: Option<usize>| i.and_then(|i| first.as_bytes().get(i)).is_some_and(u8::is_ascii_digit);
+        !digit(at.checked_sub(1)) && !digit(Some(at + 1))
+    };
+    first.match_indices('0').filter(|(at, _)| alone(*at)).find_map(|(at, _)| {
+        let (head, tail) = (&first[..at], &first[at + 1..]);
+        let fits = names.iter().enumerate().all(|(e, n)| ***n == *format!("{head}{e}{tail}"));
+        let (head, tail) = (quote(head), quote(tail));
+        fits.then(|| format!("{}{{e}}{}", head.get(..head.len() - 1).unwrap_or("\""), tail.get(1..).unwrap_or("\"")))
+    })
 }
 
 impl Names {
@@ -451,6 +473,10 @@ impl Names {
             WeightExpr::Cat { axis, parts } => {
                 format!("cat.{axis}({})", parts.iter().map(child).collect::<Vec<_>>().join(", "))
             }
+            WeightExpr::Stack(parts) => match counted(region, parts, within) {
+                Some(pattern) => format!("stack(e in 0..{}, {pattern})", parts.len()),
+                None => format!("stack({})", parts.iter().map(child).collect::<Vec<_>>().join(", ")),
+            },
             WeightExpr::Rows { of, start, len } => format!("rows({}, {start}, {len})", child(of)),
             WeightExpr::Transpose(of) => format!("transpose({})", child(of)),
             WeightExpr::Clip { of, lo, hi, group } => {

@@ -1,6 +1,6 @@
 //! The values of compile-time names, and the evaluation of expressions over them.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value as Json};
@@ -34,6 +34,8 @@ pub(super) struct Scope<'e> {
     locals: BTreeMap<String, (Json, u64)>,
     /// The layer that is being read: the name `i`.
     pub(super) index: Option<u32>,
+    /// Names that stand for numbers while the terms of a `stack` are built, innermost last.
+    counters: RefCell<Vec<(String, u64)>>,
     /// Whether `let` makes names of the region at hand.
     pub(super) inside: bool,
     fuel: Cell<u64>,
@@ -47,6 +49,7 @@ impl<'e> Scope<'e> {
             globals: BTreeMap::new(),
             locals: BTreeMap::new(),
             index: None,
+            counters: RefCell::new(Vec::new()),
             inside: false,
             fuel: Cell::new(FUEL.saturating_add(2 * len as u64)),
         }
@@ -91,6 +94,14 @@ impl<'e> Scope<'e> {
             None => Ok(()),
             Some(_) => Err(Fail::name(span, format!("`{}` has a value already", shorten(name)))),
         }
+    }
+
+    /// What `f` makes of the scope in which `name` is `value`.
+    pub(super) fn counting<T>(&self, name: &str, value: u64, f: impl FnOnce() -> T) -> T {
+        self.counters.borrow_mut().push((name.to_owned(), value));
+        let out = f();
+        self.counters.borrow_mut().pop();
+        out
     }
 
     /// `NAME = EXPR {"," NAME = EXPR}` after `let`.
@@ -194,6 +205,9 @@ impl<'e> Scope<'e> {
         if let (&"i", Some(i), []) = (head, self.index, tail) {
             return Ok(Some(i.into()));
         }
+        if let (Some((_, value)), []) = (self.counters.borrow().iter().rev().find(|(n, _)| n == head), tail) {
+            return Ok(Some((*value).into()));
+        }
         if let Some((value, entries)) = self.locals.get(*head).or_else(|| self.globals.get(*head)) {
             self.spend(*entries, span)?;
             let found = tail.iter().try_fold(value, |v, key| v.get(key));
@@ -280,6 +294,12 @@ impl<'e> Scope<'e> {
                 other => Err(Fail::value(span, format!("len of {}", show(other)))),
             };
         }
+        if let (Function::Contains, [list, value]) = (f, values.as_slice()) {
+            return match list {
+                Json::Array(items) => Ok(items.iter().any(|item| equal(item, value)).into()),
+                other => Err(Fail::value(span, format!("contains of {}", show(other)))),
+            };
+        }
         let numbers: Option<Vec<Num>> = values.iter().map(Num::of).collect();
         let Some(numbers) = numbers else { return Err(Fail::value(span, "numbers are needed here")) };
         let best = |better: fn(f64, f64) -> bool| {
@@ -291,6 +311,7 @@ impl<'e> Scope<'e> {
             (Function::Float, [x]) => Some(Num::Float(x.float())),
             (Function::Int, [Num::Int(n)]) => Some(Num::Int(*n)),
             (Function::Int, [Num::Float(x)]) if x.fract() == 0.0 && x.abs() < 1e15 => Some(Num::Int(*x as i128)),
+            (Function::Floor, [x]) if x.float().abs() < 1e15 => Some(Num::Int(x.float().floor() as i128)),
             (Function::Min, [_, ..]) => best(|a, b| a < b),
             (Function::Max, [_, ..]) => best(|a, b| a > b),
             (
@@ -298,7 +319,9 @@ impl<'e> Scope<'e> {
                 | Function::Ln
                 | Function::Float
                 | Function::Int
+                | Function::Floor
                 | Function::Len
+                | Function::Contains
                 | Function::Min
                 | Function::Max,
                 _,

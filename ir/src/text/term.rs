@@ -10,7 +10,7 @@ use crate::ty::{Dim, Elem, Group, Layout, Name, Quant, Type};
 use crate::weight::{DataMap, DataRef, WeightExpr};
 
 use super::cursor::{Cursor, DEPTH, Fail, Parsed};
-use super::expr::{Expr, plain};
+use super::expr::{Expr, RESERVED, plain};
 use super::lex::{Tok, shorten};
 use super::scope::Scope;
 
@@ -35,6 +35,7 @@ pub(crate) fn below(expr: &WeightExpr, elem: Option<Elem>, shape: Option<&[Dim]>
         WeightExpr::Quant(_) => Hint { elem: Some(dtype), shape: kept },
         WeightExpr::Transpose(_) => Hint { elem, shape: kept.map(|s| s.into_iter().rev().collect()) },
         WeightExpr::Cat { .. } | WeightExpr::Rows { .. } => Hint { elem, shape: None },
+        WeightExpr::Stack(_) => Hint { elem, shape: kept.map(|s| s.into_iter().skip(1).collect()) },
     }
 }
 
@@ -53,6 +54,8 @@ enum Kind<'t> {
     Scaled { divide: bool, axis: usize, of: Box<Term<'t>>, by: Factors<'t> },
     Offset(Box<Term<'t>>, Expr<'t>),
     Cat(usize, Vec<Term<'t>>),
+    Stack(Vec<Term<'t>>),
+    Count { name: &'t str, from: Expr<'t>, to: Expr<'t>, of: Box<Term<'t>> },
     Rows(Box<Term<'t>>, Expr<'t>, Expr<'t>),
     Transpose(Box<Term<'t>>),
     Clip { of: Box<Term<'t>>, lo: (&'t str, Span), hi: (&'t str, Span), group: Group },
@@ -141,6 +144,22 @@ impl<'t> Term<'t> {
                 c.expect("(")?;
                 return Ok(Kind::Cat(axis, c.list(")", Self::parse)?));
             }
+            "stack" => {
+                c.expect("(")?;
+                let (Tok::Word(name), Tok::Word("in")) = (c.peek(), c.ahead(1)) else {
+                    return Ok(Kind::Stack(c.list(")", Self::parse)?));
+                };
+                if RESERVED.contains(&name) {
+                    return Err(Fail::name(c.span(), format!("`{name}` is a word of the language")));
+                }
+                c.next();
+                c.expect_word("in")?;
+                let from = Expr::parse(c)?;
+                c.expect("..")?;
+                let to = Expr::parse(c)?;
+                c.expect(",")?;
+                Kind::Count { name, from, to, of: one(c)? }
+            }
             "packed" => {
                 c.expect(".")?;
                 let (layout, at) = c.word("a layout")?;
@@ -180,7 +199,7 @@ impl<'t> Term<'t> {
                 }
             }
             other => {
-                let known = "mul, div, offset, cat, rows, transpose, clip, quant, pack, packed";
+                let known = "mul, div, offset, cat, stack, rows, transpose, clip, quant, pack, packed";
                 return Err(Fail::syntax(span, format!("`{}` is not a weight expression", shorten(other)))
                     .note(format!("known: {known}")));
             }
@@ -269,6 +288,7 @@ impl Terms<'_, '_> {
     pub(super) fn build(&mut self, term: &Term<'_>, want: Want) -> Parsed<Bound> {
         let span = term.span;
         let dummy = WeightId::new(0);
+        let mut count = None;
         // The shell of the expression first: what it says about the terms below does not depend on them.
         let (shell, below_terms): (WeightExpr, Vec<&Term<'_>>) = match &term.kind {
             Kind::Ref(name) => {
@@ -301,6 +321,14 @@ impl Terms<'_, '_> {
             Kind::Cat(axis, parts) => {
                 (WeightExpr::Cat { axis: *axis, parts: vec![dummy; parts.len()] }, parts.iter().collect())
             }
+            Kind::Stack(parts) => (WeightExpr::Stack(vec![dummy; parts.len()]), parts.iter().collect()),
+            Kind::Count { name, from, to, of } => {
+                let (from, to) = (self.scope.whole(from)?, self.scope.whole(to)?);
+                let len = to.saturating_sub(from);
+                self.scope.spend(len, span)?;
+                count = Some((*name, from));
+                (WeightExpr::Stack(vec![dummy; len as usize]), vec![of; len as usize])
+            }
             Kind::Rows(of, start, len) => {
                 (WeightExpr::Rows { of: dummy, start: self.scope.whole(start)?, len: self.scope.whole(len)? }, vec![of])
             }
@@ -314,9 +342,13 @@ impl Terms<'_, '_> {
         let hint = below(&shell, want.elem, want.shape.as_deref(), self.dtype);
         let mut children = Vec::with_capacity(below_terms.len());
         let mut absent = None;
-        for child in &below_terms {
+        for (k, child) in below_terms.iter().enumerate() {
             let want = Want { name: None, elem: hint.elem, shape: hint.shape.clone(), layout: None, typed: false };
-            match self.build(child, want)? {
+            let built = match count {
+                Some((name, from)) => self.scope.counting(name, from + k as u64, || self.build(child, want)),
+                None => self.build(child, want),
+            };
+            match built? {
                 Bound::Weight(id) => children.push(id),
                 Bound::Absent(name) => absent = Some(name),
             }
@@ -355,6 +387,7 @@ impl Terms<'_, '_> {
             | WeightExpr::Div { .. }
             | WeightExpr::Offset { .. }
             | WeightExpr::Cat { .. }
+            | WeightExpr::Stack(_)
             | WeightExpr::Rows { .. }
             | WeightExpr::Transpose(_)
             | WeightExpr::Clip { .. }
@@ -383,6 +416,7 @@ impl Terms<'_, '_> {
             | WeightExpr::Div { .. }
             | WeightExpr::Offset { .. }
             | WeightExpr::Cat { .. }
+            | WeightExpr::Stack(_)
             | WeightExpr::Rows { .. }
             | WeightExpr::Transpose(_)
             | WeightExpr::Clip { .. }

@@ -53,6 +53,7 @@ pub(super) fn parameters(cx: &mut Checker<'_>) {
             | WeightExpr::Div { .. }
             | WeightExpr::Offset { .. }
             | WeightExpr::Cat { .. }
+            | WeightExpr::Stack(_)
             | WeightExpr::Rows { .. }
             | WeightExpr::Transpose(_)
             | WeightExpr::Clip { .. }

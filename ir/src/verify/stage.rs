@@ -64,6 +64,7 @@ fn folded(cx: &mut Checker<'_>) {
             | WeightExpr::Packed { .. }
             | WeightExpr::Param(_)
             | WeightExpr::Cat { .. }
+            | WeightExpr::Stack(_)
             | WeightExpr::Rows { .. }
             | WeightExpr::Transpose(_)
             | WeightExpr::Quant(_)

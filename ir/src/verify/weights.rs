@@ -63,7 +63,7 @@ pub(super) fn elements(cx: &mut Checker<'_>) {
                 Some(layout) if child(of).elem == ty.elem => quantized(ty, Some(layout)),
                 Some(_) => Some(format!("packing {} cannot give {ty}", child(of))),
             },
-            WeightExpr::Cat { parts, .. } => parts.iter().find_map(|p| kept(child(p), ty)),
+            WeightExpr::Cat { parts, .. } | WeightExpr::Stack(parts) => parts.iter().find_map(|p| kept(child(p), ty)),
             WeightExpr::Rows { of, .. } => kept(child(of), ty),
         };
         if let Some(message) = wrong {
@@ -78,9 +78,7 @@ fn float(ty: &Type) -> Option<String> {
 
 /// A quantized matrix in `layout`.
 fn quantized(ty: &Type, layout: Option<Layout>) -> Option<String> {
-    let (Some(quant), Some([rows, _])) =
-        (ty.elem.quant(), ty.const_shape().and_then(|s| <[usize; 2]>::try_from(s).ok()))
-    else {
+    let (Some(quant), Some((rows, _))) = (ty.elem.quant(), ty.matrix()) else {
         return Some(format!("this term is a quantized matrix, its type is {ty}"));
     };
     if ty.layout != layout {

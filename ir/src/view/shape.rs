@@ -84,6 +84,7 @@ fn term(region: &Region, id: WeightId, keys: &BTreeMap<WeightId, u64>) -> String
         WeightExpr::Cat { axis, parts } => {
             format!("cat.{axis} {}", parts.iter().map(child).collect::<Vec<_>>().join(" "))
         }
+        WeightExpr::Stack(parts) => format!("stack {}", parts.iter().map(child).collect::<Vec<_>>().join(" ")),
         WeightExpr::Rows { of, start, len } => format!("rows {} {start} {len}", child(of)),
         WeightExpr::Transpose(of) => format!("transpose {}", child(of)),
         WeightExpr::Clip { of, lo, hi, group } => format!("clip {} {} {} {group:?}", child(of), data(lo), data(hi)),

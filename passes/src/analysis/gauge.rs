@@ -9,6 +9,9 @@
 //! What an unknown of a weight stands for depends on the weight's *sense*: a linear's columns undo the factor of its
 //! input, so their factor is its inverse. A weight that is used in both senses along one axis is pinned.
 //!
+//! A value of several experts has unknowns for each of them, and so has each matrix of a stack: what lies between the two
+//! linears of an expert is scaled apart from the other experts.
+//!
 //! Pinned besides parameters and results: weights that are not float or not constant in shape; weights that share
 //! numbers with a weight of another region, or with another weight of this one; axes that some use of the weight has
 //! no law for; everything at a fused call (look for sites before fusing).
@@ -21,6 +24,7 @@ mod classes;
 mod sharing;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use awqc_ir::op::law::{Law, Port, Sense};
 use awqc_ir::{Node, Operand, Region, ValueId, WeightId};
@@ -48,7 +52,8 @@ pub struct ParamUse {
     pub weight: WeightId,
     /// Its axis.
     pub axis: usize,
-    /// For each channel of the axis the index of its scale, or `None` where it stays.
+    /// For each channel of the axis the index of its scale, or `None` where it stays. In a stack of matrices, the
+    /// channels of all matrices, one matrix after the other.
     pub entry: Vec<Option<u32>>,
     /// The op adds this to the parameter, so what is scaled is `w + offset`.
     pub offset: f64,
@@ -59,7 +64,8 @@ pub struct ParamUse {
 pub struct ValueUse {
     /// The value.
     pub value: ValueId,
-    /// For each channel the index of its scale, or `None` where it stays.
+    /// For each channel the index of its scale, or `None` where it stays; for a value of several experts, the channels
+    /// of all experts, one expert after the other.
     pub entry: Vec<Option<u32>>,
 }
 
@@ -102,23 +108,58 @@ fn name(region: &Region, param: &ParamUse) -> String {
 
 /// What is known of a weight axis that some law mentions.
 struct Axis {
-    first: u32,
+    run: Run,
     sense: Sense,
     offset: f64,
+}
+
+/// The unknowns of a value or a weight axis: those of each expert, or matrix of a stack, in turn.
+#[derive(Clone, Copy)]
+struct Run {
+    first: u32,
+    experts: u32,
+    channels: u32,
+}
+
+impl Run {
+    fn all(self) -> Range<u32> {
+        self.first..self.first + self.experts * self.channels
+    }
+
+    /// The unknown of channel `c` of expert `e`; the first expert's where there is one set for all.
+    fn at(self, e: u32, c: u32) -> u32 {
+        self.first + if self.experts == 1 { 0 } else { e * self.channels } + c
+    }
+
+    /// Every expert and channel.
+    fn each(self) -> impl Iterator<Item = (u32, u32)> {
+        (0..self.experts).flat_map(move |e| (0..self.channels).map(move |c| (e, c)))
+    }
+
+    /// Whether each of this run's experts has its counterpart in `other`.
+    fn meets(self, other: Run) -> bool {
+        other.experts == self.experts || other.experts == 1
+    }
+}
+
+/// New unknowns for the channels of some experts, unless there are too many.
+fn run(classes: &mut Classes, experts: u64, channels: u64) -> Unknowns {
+    let first = classes.add(experts.checked_mul(channels)?)?;
+    Some(Run { first, experts: u32::try_from(experts).ok()?, channels: u32::try_from(channels).ok()? })
 }
 
 struct Solver<'r> {
     region: &'r Region,
     classes: Classes,
-    /// The first unknown of each value, where it has a constant number of channels.
-    values: Vec<Option<u32>>,
+    /// The unknowns of each value, where it has a constant number of channels.
+    values: Vec<Unknowns>,
     /// In order of first mention, so that answers are in program order.
     axes: Vec<((WeightId, usize), Axis)>,
     products: Vec<[Unknowns; 3]>,
 }
 
-/// The unknowns of a value: a run of numbers, or nothing where it cannot be scaled.
-type Unknowns = Option<(u32, u32)>;
+/// The unknowns of a value, or nothing where it cannot be scaled.
+type Unknowns = Option<Run>;
 
 impl<'r> Solver<'r> {
     fn new(region: &'r Region) -> Self {
@@ -127,21 +168,20 @@ impl<'r> Solver<'r> {
             .value_ids()
             .map(|v| {
                 let ty = &region.value(v).ty;
-                ty.channels().filter(|_| ty.elem.is_float()).and_then(|c| classes.add(c))
+                let channels = ty.channels().filter(|_| ty.elem.is_float())?;
+                run(&mut classes, ty.experts(), channels)
             })
             .collect();
         Self { region, classes, values, axes: Vec::new(), products: Vec::new() }
     }
 
     fn unknowns(&self, value: ValueId) -> Unknowns {
-        let first = self.values.get(value.index()).copied().flatten()?;
-        let count = self.region.value(value).ty.channels().and_then(|c| u32::try_from(c).ok())?;
-        Some((first, count))
+        self.values.get(value.index()).copied().flatten()
     }
 
     fn pin(&mut self, unknowns: Unknowns) {
-        if let Some((first, count)) = unknowns {
-            (first..first + count).for_each(|u| self.classes.join(u, ONE));
+        if let Some(run) = unknowns {
+            run.all().for_each(|u| self.classes.join(u, ONE));
         }
     }
 
@@ -156,23 +196,22 @@ impl<'r> Solver<'r> {
     }
 
     fn pin_axis(&mut self, weight: WeightId, axis: usize) {
-        if let Some((at, count)) = self.axis(weight, axis, Sense::Along, 0.0) {
-            self.pin(Some((self.axes[at].1.first, count)));
+        if let Some(at) = self.axis(weight, axis, Sense::Along, 0.0) {
+            self.pin(Some(self.axes[at].1.run));
         }
     }
 
-    /// The place of a weight axis among the known ones, and its length.
-    fn axis(&mut self, weight: WeightId, axis: usize, sense: Sense, offset: f64) -> Option<(usize, u32)> {
-        let count = self.region.weight(weight).ty.shape.get(axis)?.as_const()?;
-        let at = match self.axes.iter().position(|(key, _)| *key == (weight, axis)) {
-            Some(at) => at,
-            None => {
-                let first = self.classes.add(count)?;
-                self.axes.push(((weight, axis), Axis { first, sense, offset }));
-                self.axes.len() - 1
-            }
-        };
-        Some((at, u32::try_from(count).ok()?))
+    /// The place of a weight axis among the known ones.
+    fn axis(&mut self, weight: WeightId, axis: usize, sense: Sense, offset: f64) -> Option<usize> {
+        if let Some(at) = self.axes.iter().position(|(key, _)| *key == (weight, axis)) {
+            return Some(at);
+        }
+        let ty = &self.region.weight(weight).ty;
+        let channels = ty.shape.get(axis)?.as_const()?;
+        let experts = ty.channels_of_all(axis).map_or(1, |all| all / channels.max(1));
+        let run = run(&mut self.classes, experts, channels)?;
+        self.axes.push(((weight, axis), Axis { run, sense, offset }));
+        Some(self.axes.len() - 1)
     }
 
     fn port(&self, node: &Node, port: Port) -> Option<Operand> {
@@ -201,14 +240,19 @@ impl<'r> Solver<'r> {
                 },
                 Law::Tie { left, right, map } => {
                     let sides = (self.port_unknowns(node, left), self.port_unknowns(node, right));
-                    let (Some((l, count)), Some((r, bound))) = sides else {
+                    let (Some(l), Some(r)) = sides else {
                         self.pin(sides.0);
                         self.pin(sides.1);
                         continue;
                     };
-                    for c in 0..count {
-                        let other = u32::try_from(map.apply(c.into())).ok().filter(|o| *o < bound);
-                        self.classes.join(l + c, other.map_or(ONE, |o| r + o));
+                    if !l.meets(r) {
+                        self.pin(sides.0);
+                        self.pin(sides.1);
+                        continue;
+                    }
+                    for (e, c) in l.each() {
+                        let other = u32::try_from(map.apply(c.into())).ok().filter(|o| *o < r.channels);
+                        self.classes.join(l.at(e, c), other.map_or(ONE, |o| r.at(e, o)));
                     }
                 }
                 Law::Product { product, a, b } => {
@@ -217,25 +261,25 @@ impl<'r> Solver<'r> {
                 Law::Parameter { operand, axis, value, sense, map, offset } => {
                     let value = self.port_unknowns(node, value);
                     let Some(weight) = node.operands.get(operand).and_then(|o| o.weight()) else { continue };
-                    let Some((at, len)) = self.axis(weight, axis, sense, offset) else {
+                    let Some(at) = self.axis(weight, axis, sense, offset) else {
                         self.pin(value);
                         continue;
                     };
-                    let Some((first, count)) = value else { continue };
+                    let Some(value) = value else { continue };
                     let known = &self.axes[at].1;
-                    let agrees = known.sense == sense && known.offset == offset;
-                    let base = known.first;
+                    let run = known.run;
+                    let agrees = known.sense == sense && known.offset == offset && value.meets(run);
                     let covered = covered.entry((operand, axis)).or_default();
-                    for c in 0..count {
+                    for (e, c) in value.each() {
                         let channel = map.apply(c.into());
                         covered.insert(channel);
-                        match u32::try_from(channel).ok().filter(|ch| *ch < len) {
-                            Some(ch) if agrees => self.classes.join(first + c, base + ch),
+                        match u32::try_from(channel).ok().filter(|ch| *ch < run.channels) {
+                            Some(ch) if agrees => self.classes.join(value.at(e, c), run.at(e, ch)),
                             Some(ch) => {
-                                self.classes.join(first + c, ONE);
-                                self.classes.join(base + ch, ONE);
+                                self.classes.join(value.at(e, c), ONE);
+                                (0..run.experts).for_each(|e| self.classes.join(run.at(e, ch), ONE));
                             }
-                            None => self.classes.join(first + c, ONE),
+                            None => self.classes.join(value.at(e, c), ONE),
                         }
                     }
                 }
@@ -252,10 +296,10 @@ impl<'r> Solver<'r> {
 
     fn pin_uncovered(&mut self, weight: WeightId, axis: usize, covered: Option<&BTreeSet<u64>>) {
         let Some(covered) = covered else { return self.pin_axis(weight, axis) };
-        if let Some((at, len)) = self.axis(weight, axis, Sense::Along, 0.0) {
-            let first = self.axes[at].1.first;
-            for c in (0..len).filter(|c| !covered.contains(&u64::from(*c))) {
-                self.classes.join(first + c, ONE);
+        if let Some(at) = self.axis(weight, axis, Sense::Along, 0.0) {
+            let run = self.axes[at].1.run;
+            for (e, c) in run.each().filter(|(_, c)| !covered.contains(&u64::from(*c))) {
+                self.classes.join(run.at(e, c), ONE);
             }
         }
     }
@@ -266,12 +310,12 @@ impl<'r> Solver<'r> {
         let mut open: Vec<[u32; 3]> = Vec::new();
         let mut starts = Vec::new();
         for product in std::mem::take(&mut self.products) {
-            let [Some((p, n)), Some((a, na)), Some((b, nb))] = product else {
+            let [Some(p), Some(a), Some(b)] = product else {
                 product.into_iter().for_each(|u| self.pin(u));
                 continue;
             };
             starts.push(open.len());
-            open.extend((0..n.min(na).min(nb)).map(|c| [p + c, a + c, b + c]));
+            open.extend(p.all().zip(a.all()).zip(b.all()).map(|((p, a), b)| [p, a, b]));
         }
         let mut settled = vec![false; open.len()];
         loop {
@@ -303,7 +347,7 @@ impl<'r> Solver<'r> {
         let mut order: Vec<u32> = Vec::new();
         let mut touched: BTreeMap<u32, BTreeSet<ValueId>> = BTreeMap::new();
         for v in self.region.value_ids() {
-            for u in self.unknowns(v).into_iter().flat_map(|(first, count)| first..first + count) {
+            for u in self.unknowns(v).into_iter().flat_map(Run::all) {
                 let class = self.classes.find(u);
                 if class == ONE {
                     continue;
@@ -333,8 +377,7 @@ impl<'r> Solver<'r> {
             .filter_map(|(values, index)| {
                 let (mut producers, mut consumers) = (Vec::new(), Vec::new());
                 for ((weight, axis), known) in &axes {
-                    let len = self.region.weight(*weight).ty.shape.get(*axis)?.as_const()? as u32;
-                    let entry = self.entries(known.first, len, &index);
+                    let entry = self.entries(known.run, &index);
                     if entry.iter().any(Option::is_some) {
                         let side = match known.sense {
                             Sense::Along => &mut producers,
@@ -346,8 +389,8 @@ impl<'r> Solver<'r> {
                 let values = values
                     .iter()
                     .filter_map(|v| {
-                        let (first, count) = self.unknowns(*v)?;
-                        Some(ValueUse { value: *v, entry: self.entries(first, count, &index) })
+                        let run = self.unknowns(*v)?;
+                        Some(ValueUse { value: *v, entry: self.entries(run, &index) })
                     })
                     .collect();
                 let useful = !producers.is_empty() && !consumers.is_empty();
@@ -356,7 +399,7 @@ impl<'r> Solver<'r> {
             .collect()
     }
 
-    fn entries(&mut self, first: u32, len: u32, index: &BTreeMap<u32, u32>) -> Vec<Option<u32>> {
-        (first..first + len).map(|u| index.get(&self.classes.find(u)).copied()).collect()
+    fn entries(&mut self, run: Run, index: &BTreeMap<u32, u32>) -> Vec<Option<u32>> {
+        run.all().map(|u| index.get(&self.classes.find(u)).copied()).collect()
     }
 }

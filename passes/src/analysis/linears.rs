@@ -9,14 +9,14 @@ pub struct LinearUse {
     pub node: NodeId,
     /// What it reads: `[…, in]`.
     pub input: ValueId,
-    /// Its weight: `[out, in]`, float.
+    /// Its weight: `[out, in]`, or `[E, out, in]`, float.
     pub weight: WeightId,
     /// Its result: `[…, out]`.
     pub output: ValueId,
 }
 
 /// The linears of a layer region with float weights that nothing but linears uses, in program order; none for other
-/// regions. These are what `quantize` quantizes and what the searches before it look at.
+/// regions. Routers and gates of one channel are left out. These are what `quantize` quantizes and what the searches before it look at.
 pub fn quantizable(region: &Region) -> Vec<LinearUse> {
     if !region.name.is_layer() {
         return Vec::new();
@@ -28,7 +28,10 @@ pub fn quantizable(region: &Region) -> Vec<LinearUse> {
             n.operands.iter().enumerate().filter(move |(i, _)| !(linear && *i == 1)).filter_map(|(_, o)| o.weight())
         })
         .collect();
-    linears(region).into_iter().filter(|l| !elsewhere.contains(&l.weight)).collect()
+    // A gate of one channel weighs nothing, and decides about all.
+    let gate = |l: &LinearUse| region.value(l.output).ty.channels() == Some(1);
+    let all = linears(region).into_iter();
+    all.filter(|l| !elsewhere.contains(&l.weight) && !gate(l) && !feeds_routing(region, l)).collect()
 }
 
 /// Every `linear` with a float weight, in program order.
@@ -67,24 +70,41 @@ pub fn label(region: &Region, weight: WeightId) -> String {
 /// Whether the result of a linear ends up in the queries or keys of an attention, by way of nothing but rotations,
 /// norms and cuts. Such errors pass through a softmax, which a squared error of the linear's output does not see.
 pub fn feeds_attention_scores(region: &Region, linear: &LinearUse) -> bool {
-    let mut reached = vec![linear.output];
+    feeds(region, linear.output, |op, i| matches!(op, Op::Sdpa(_)) && i < 2)
+}
+
+/// Whether the result of a linear decides which experts a token goes to. Such a linear is small, and what rounding does
+/// to a choice no squared error shows.
+pub fn feeds_routing(region: &Region, linear: &LinearUse) -> bool {
+    feeds(region, linear.output, |op, _| matches!(op, Op::TopK(_)))
+}
+
+/// Whether `value` reaches an operand that `ends` names, by way of ops that keep its channels apart.
+fn feeds(region: &Region, value: ValueId, ends: impl Fn(&Op, usize) -> bool) -> bool {
+    let mut reached = vec![value];
     for (_, node) in region.nodes() {
-        let reads = |i: usize| node.operands.get(i).and_then(|o| o.value()).is_some_and(|v| reached.contains(&v));
+        let mut reads = node.operands.iter().enumerate();
+        let mut reads = reads.by_ref().filter(|(_, o)| o.value().is_some_and(|v| reached.contains(&v))).peekable();
+        if reads.peek().is_none() {
+            continue;
+        }
+        if reads.any(|(i, _)| ends(&node.op, i)) {
+            return true;
+        }
         match &node.op {
-            Op::Sdpa(_) if reads(0) || reads(1) => return true,
             // A split result carries the scores' channels or the values'; either way the linear feeds the scores.
-            Op::Rope(_) | Op::RmsNorm(_) | Op::LayerNorm(_) | Op::Split(_) | Op::Concat(_) | Op::Scale(_)
-                if (0..node.operands.len()).any(reads) =>
-            {
-                reached.extend(&node.results);
-            }
             Op::Rope(_)
             | Op::RmsNorm(_)
             | Op::LayerNorm(_)
             | Op::Split(_)
             | Op::Concat(_)
+            | Op::Repeat(_)
             | Op::Scale(_)
-            | Op::Sdpa(_)
+            | Op::Clamp(_)
+            | Op::Softcap(_)
+            | Op::Sigmoid(_)
+            | Op::Softmax(_) => reached.extend(&node.results),
+            Op::Sdpa(_)
             | Op::Embedding(_)
             | Op::Linear(_)
             | Op::RopeTable(_)
@@ -93,7 +113,9 @@ pub fn feeds_attention_scores(region: &Region, linear: &LinearUse) -> bool {
             | Op::Relu(_)
             | Op::Add(_)
             | Op::Mul(_)
-            | Op::Softcap(_)
+            | Op::TopK(_)
+            | Op::Dispatch(_)
+            | Op::Combine(_)
             | Op::Fused(_) => {}
         }
     }

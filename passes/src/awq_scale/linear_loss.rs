@@ -11,9 +11,10 @@ use crate::awq::reference;
 use crate::dense::{TILE, View, energy, quadratic};
 use crate::rtn::kernel;
 
-/// The loss of each candidate.
-pub(super) fn losses(
+/// The loss of each candidate, over some of the site's consumers.
+pub(super) fn losses<'c>(
     data: &SiteData<'_>,
+    consumers: impl Iterator<Item = &'c Consumer>,
     site: &Site,
     quant: Quant,
     candidates: &[Candidate],
@@ -21,10 +22,10 @@ pub(super) fn losses(
     mode: Mode,
 ) -> Vec<f64> {
     let mut total = vec![0.0f64; candidates.len()];
-    for consumer in &data.consumers {
+    for consumer in consumers {
         let columns: Vec<Vec<f32>> = candidates.iter().map(|c| data.columns(site, consumer, &c.scales)).collect();
         for input in &consumer.inputs {
-            let Some(stats) = data.stats_of(*input) else { continue };
+            let Some(stats) = data.stats_of(*input, consumer) else { continue };
             let cols = consumer.weight.cols();
             let factor = match weight {
                 Weight::Plain => 1.0,

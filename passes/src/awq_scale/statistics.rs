@@ -12,6 +12,8 @@ use crate::pass::PassError;
 pub(super) struct Consumer {
     /// Its place among the site's consumers.
     pub(super) param: usize,
+    /// Its place in a stack of matrices; 0 for a matrix by itself.
+    pub(super) expert: usize,
     /// `[out, in]`.
     pub(super) weight: Tensor,
     /// The distinct values that it is used with.
@@ -22,8 +24,8 @@ pub(super) struct Consumer {
 pub(super) struct SiteData<'f> {
     /// Linears to be quantized, in order.
     pub(super) consumers: Vec<Consumer>,
-    /// Statistics by value, in order.
-    pub(super) stats: Vec<(ValueId, &'f InputStats)>,
+    /// Statistics by value, each expert's in turn, in order.
+    pub(super) stats: Vec<(ValueId, &'f [InputStats])>,
     /// Mean magnitude of the activation for each free scale; the root mean square over the channels that share it.
     pub(super) x: Vec<f32>,
     /// Largest magnitude that each scale multiplies (consumers) and divides (producers).
@@ -50,9 +52,13 @@ impl<'f> SiteData<'f> {
         for (param, p) in site.consumers.iter().enumerate() {
             data.limit = data.limit.min(limit(region.weight(p.weight).ty.elem));
             let weight = exec.realize(region, p.weight)?;
+            let experts = experts(&weight);
+            let size = weight.data.len() / experts;
             for (c, entry) in p.entry.iter().enumerate() {
                 let Some(slot) = entry.and_then(|e| data.largest.get_mut(e as usize)) else { continue };
-                let column = weight.data.iter().skip(c).step_by(weight.cols().max(1));
+                let cols = weight.cols().max(1);
+                let matrix = weight.data.get(c / cols * size..).unwrap_or(&[]);
+                let column = matrix.iter().take(size).skip(c % cols).step_by(cols);
                 slot.0 = column.fold(slot.0, |m, v| m.max(v.abs()));
             }
             if !weights(&linears).contains(&p.weight) {
@@ -69,17 +75,24 @@ impl<'f> SiteData<'f> {
                     let name = &region.value(*input).name;
                     return Ok(Err(format!("no statistics of %{name}: put `profile` before this pass")));
                 };
-                if stats.channels() != p.entry.len() || stats.gram.len() != p.entry.len() * p.entry.len() {
+                let cols = weight.cols();
+                let fits = |s: &InputStats| s.channels() == cols && s.gram.len() == cols * cols;
+                if stats.len() != experts || !stats.iter().all(fits) {
                     return Ok(Err(format!("the statistics of %{} have another size", region.value(*input).name)));
                 }
-                if stats.tokens == 0 {
+                if stats.iter().all(|s| s.tokens == 0) {
                     return Ok(Err("no calibration token came by".to_owned()));
                 }
                 if !data.stats.iter().any(|(v, _)| v == input) {
                     data.stats.push((*input, stats));
                 }
             }
-            data.consumers.push(Consumer { param, weight, inputs });
+            let Tensor { shape, data: numbers } = weight;
+            let matrix: Vec<usize> = shape.iter().skip(shape.len().saturating_sub(2)).copied().collect();
+            for (expert, part) in numbers.chunks(size.max(1)).enumerate() {
+                let weight = Tensor::new(matrix.clone(), part.to_vec());
+                data.consumers.push(Consumer { param, expert, weight, inputs: inputs.clone() });
+            }
         }
         if data.consumers.is_empty() {
             return Ok(Err("none of its linears is quantized".to_owned()));
@@ -87,6 +100,7 @@ impl<'f> SiteData<'f> {
         for p in &site.producers {
             data.limit = data.limit.min(limit(region.weight(p.weight).ty.elem));
             let weight = exec.realize(region, p.weight)?;
+            // The channels of a stack's matrices follow each other, those of other weights come back.
             let inner: usize = weight.shape.iter().skip(p.axis + 1).product();
             for (i, v) in weight.data.iter().enumerate() {
                 let channel = (i / inner.max(1)) % p.entry.len().max(1);
@@ -98,16 +112,21 @@ impl<'f> SiteData<'f> {
         Ok(Ok(data))
     }
 
-    /// The statistics of a value.
-    pub(super) fn stats_of(&self, value: ValueId) -> Option<&InputStats> {
-        self.stats.iter().find(|(v, _)| *v == value).map(|(_, s)| *s)
+    /// The statistics of what a consumer reads of a value.
+    pub(super) fn stats_of(&self, value: ValueId, consumer: &Consumer) -> Option<&InputStats> {
+        self.stats.iter().find(|(v, _)| *v == value).and_then(|(_, s)| s.get(consumer.expert))
+    }
+
+    /// How many tokens came by a consumer.
+    pub(super) fn tokens(&self, consumer: &Consumer) -> u64 {
+        consumer.inputs.iter().filter_map(|v| self.stats_of(*v, consumer)).map(|s| s.tokens).sum()
     }
 
     fn activation_mean(&self, site: &Site) -> Vec<f32> {
         let mut sums = vec![(0.0f64, 0usize); site.free];
         for (value, stats) in &self.stats {
             let Some(used) = site.values.iter().find(|v| v.value == *value) else { continue };
-            for (entry, x) in used.entry.iter().zip(&stats.mean_abs) {
+            for (entry, x) in used.entry.iter().zip(stats.iter().flat_map(|s| &s.mean_abs)) {
                 if let Some(slot) = entry.and_then(|e| sums.get_mut(e as usize)) {
                     *slot = (slot.0 + f64::from(*x).powi(2), slot.1 + 1);
                 }
@@ -140,7 +159,9 @@ impl<'f> SiteData<'f> {
 
     /// Which scale each column of a consumer has.
     pub(super) fn entry<'s>(&self, site: &'s Site, consumer: &Consumer) -> &'s [Option<u32>] {
-        site.consumers.get(consumer.param).map_or(&[], |p| &p.entry)
+        let all = site.consumers.get(consumer.param).map_or(&[][..], |p| &p.entry);
+        let cols = consumer.weight.cols();
+        all.get(consumer.expert * cols..(consumer.expert + 1) * cols).unwrap_or(&[])
     }
 
     /// The factors of a consumer's columns.
@@ -154,6 +175,11 @@ impl<'f> SiteData<'f> {
         let fits = |(s, (up, down)): (&f32, &(f32, f32))| up * s <= self.limit && down / s <= self.limit;
         one || (scales.len() == site.free && scales.iter().zip(&self.largest).all(fits))
     }
+}
+
+/// The matrices of a weight.
+fn experts(weight: &Tensor) -> usize {
+    if weight.shape.len() == 3 { weight.shape[0].max(1) } else { 1 }
 }
 
 /// The largest number that an element type holds.

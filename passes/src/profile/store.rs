@@ -1,6 +1,6 @@
 //! Saved statistics, so that a second compile with other bits needs no calibration.
 //!
-//! A region's statistics are a list, in the order of [`super::taps`], kept under the region's name. The driver owns
+//! A region's statistics are a list, in the order of [`super::taps`], values of experts with a set for each, kept under the region's name. The driver owns
 //! where they lie: it implements [`StatsStore`] over files, with [`to_tensors`] and [`from_tensors`] for the contents,
 //! and puts [`Recording`] or [`Replaying`] in front of its executor. Passes do not see the difference.
 
@@ -94,6 +94,7 @@ pub fn check(region: &Region, taps: &[ValueId], stats: &[InputStats]) -> Result<
             region.name
         )))
     };
+    let taps: Vec<ValueId> = taps.iter().flat_map(|tap| std::iter::repeat_n(*tap, sets(region, *tap))).collect();
     if stats.len() != taps.len() {
         return wrong(format!("{} linear inputs are expected, there are {}", taps.len(), stats.len()));
     }
@@ -106,6 +107,11 @@ pub fn check(region: &Region, taps: &[ValueId], stats: &[InputStats]) -> Result<
         }
     }
     Ok(())
+}
+
+/// How many sets of statistics a value has: one for each expert whose rows it holds.
+pub fn sets(region: &Region, value: ValueId) -> usize {
+    usize::try_from(region.value(value).ty.experts()).unwrap_or(usize::MAX)
 }
 
 /// A region's statistics as named tensors: `0.tokens`, `0.mean_abs`, `0.max_abs`, `0.gram`, `0.sample`, `1.tokens`, …

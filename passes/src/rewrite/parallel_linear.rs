@@ -92,7 +92,7 @@ fn apply(
     }
     let linear = NewOp { op: Op::Linear(Linear {}), operands, names: vec![value_name] };
     let split = NewOp {
-        op: Op::Split(Split { sizes: parts.sizes.clone() }),
+        op: Op::Split(Split::new(parts.sizes.clone())),
         operands: vec![Input::New { op: 0, result: 0 }],
         names: Vec::new(),
     };
@@ -123,6 +123,7 @@ fn cat(region: &mut Region, parts: &[WeightId], name: &str) -> Result<(WeightId,
         | WeightExpr::Div { .. }
         | WeightExpr::Offset { .. }
         | WeightExpr::Cat { .. }
+        | WeightExpr::Stack(_)
         | WeightExpr::Rows { .. }
         | WeightExpr::Transpose(_)
         | WeightExpr::Clip { .. }
@@ -130,7 +131,9 @@ fn cat(region: &mut Region, parts: &[WeightId], name: &str) -> Result<(WeightId,
     };
     let inner: Option<Vec<WeightId>> = parts.iter().map(quantized).collect();
     let terms = inner.clone().unwrap_or_else(|| parts.to_vec());
-    let expr = WeightExpr::Cat { axis: 0, parts: terms.clone() };
+    // The output axis is the second from last: in a stack, matrix joins matrix.
+    let axis = terms.first().map_or(0, |t| region.weight(*t).ty.rank().saturating_sub(2));
+    let expr = WeightExpr::Cat { axis, parts: terms.clone() };
     let shape = expr.infer_shape(|w| region.weight(w).ty.clone(), |d| region.data(d).shape.clone())?;
     let mut ty = match terms.first() {
         Some(first) => region.weight(*first).ty.clone(),

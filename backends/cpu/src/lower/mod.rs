@@ -148,6 +148,9 @@ impl<'a> Builder<'a> {
                     let step = move |out: &[Place]| Row::Angles { of, fixed, cos: out[0], sin: out[1] };
                     self.flat.steps.push(Flat::Make { out: outs.clone(), step: Box::new(step) });
                 }
+                Op::Softmax(_) | Op::TopK(_) | Op::Dispatch(_) | Op::Combine(_) => {
+                    return Err(unsupported(op, "mixtures of experts have no kernels here: use the reference target"));
+                }
                 Op::Linear(_) => {
                     let weight = *weights.first().ok_or_else(|| unsupported(op, "a weight is missing"))?;
                     let weight = matrix(region, weight, source, &mut self.home)?;
@@ -161,7 +164,8 @@ impl<'a> Builder<'a> {
                 }
                 Op::LayerNorm(n) => {
                     let (gain, bias) = (vector(0)?, vector(1)?);
-                    let step = move |at, _: &[Place]| Row::LayerNorm { at, eps: n.eps as f32, gain, bias };
+                    let heads = n.heads.map_or(1, |h| h as usize);
+                    let step = move |at, _: &[Place]| Row::LayerNorm { at, heads, eps: n.eps as f32, gain, bias };
                     self.change(need(0)?, Vec::new(), out, step);
                 }
                 Op::Rope(r) => {
@@ -183,6 +187,8 @@ impl<'a> Builder<'a> {
                         GeluForm::Quick => Map::GeluQuick,
                     },
                 ),
+                Op::Sigmoid(_) => self.map(need(0)?, out, Map::Sigmoid),
+                Op::Clamp(c) => self.map(need(0)?, out, Map::Clamp(c.at as f32)),
                 Op::Relu(_) => self.map(need(0)?, out, Map::Relu),
                 Op::Scale(s) => self.map(need(0)?, out, Map::Scale(s.by as f32)),
                 Op::Softcap(s) => self.map(need(0)?, out, Map::Softcap(s.at as f32)),
@@ -204,13 +210,35 @@ impl<'a> Builder<'a> {
                     }
                 }
                 Op::Split(s) => {
+                    let (from, heads) = (need(0)?, s.heads as usize);
+                    let stride = self.flat.widths[from] / heads.max(1);
                     let mut col = 0;
-                    for (out, size) in outs.iter().zip(&s.sizes) {
-                        self.flat.steps.push(Flat::Window { from: need(0)?, col, out: *out });
-                        col += *size as usize;
+                    for (out, size) in outs.iter().zip(s.sizes.iter().map(|s| *s as usize)) {
+                        match heads {
+                            1 => self.flat.steps.push(Flat::Window { from, col, out: *out }),
+                            _ => {
+                                let parts = (0..heads).map(|h| self.window(from, h * stride + col, size)).collect();
+                                self.flat.steps.push(Flat::Join { parts, out: *out });
+                            }
+                        }
+                        col += size;
                     }
                 }
-                Op::Concat(_) => self.flat.steps.push(Flat::Join { parts: floats.clone(), out }),
+                Op::Concat(c) => {
+                    let heads = c.heads as usize;
+                    let mut parts = Vec::with_capacity(heads * floats.len());
+                    for h in 0..heads {
+                        for from in &floats {
+                            let width = self.flat.widths[*from] / heads;
+                            parts.push(if heads == 1 { *from } else { self.window(*from, h * width, width) });
+                        }
+                    }
+                    self.flat.steps.push(Flat::Join { parts, out });
+                }
+                Op::Repeat(r) => {
+                    let parts = vec![need(0)?; r.times as usize];
+                    self.flat.steps.push(Flat::Join { parts, out });
+                }
                 Op::Fused(f) => return Err(unsupported(op, &format!("@{} is not defined", f.callee))),
             }
             known.extend(node.results.iter().copied().zip(outs.into_iter().map(Entry::Float)));
@@ -222,6 +250,13 @@ impl<'a> Builder<'a> {
                 .ok_or_else(|| CpuError::Unsupported(format!("region {}: a result is not computed", region.name)))
         };
         region.results().iter().map(result).collect()
+    }
+
+    /// Columns of a value.
+    fn window(&mut self, from: Var, col: usize, width: usize) -> Var {
+        let out = self.var(width);
+        self.flat.steps.push(Flat::Window { from, col, out });
+        out
     }
 
     fn change(&mut self, from: Var, with: Vec<Var>, out: Var, step: impl FnOnce(Place, &[Place]) -> Row<'a> + 'a) {

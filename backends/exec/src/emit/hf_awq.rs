@@ -7,11 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use awqc_ir::{Elem, Group, Layout, Module, Op, Operand, Quant, Region, Verified, WeightExpr, WeightId};
+use awqc_passes::analysis::linears::quantizable;
 use serde_json::{Map, Value as Json, json};
 
 use super::{EmitCx, EmitError, Emitted, Emitter, ExtraFile, Writer, encode, write, write_extra};
 use crate::layout;
-use crate::realize::{Realized, realize};
+use crate::realize::{Realized, realize, rows};
 
 /// Bytes of one shard, unless one tensor is more: what the format's other writers use.
 const SHARD_BYTES: u64 = 5_000_000_000;
@@ -73,7 +74,25 @@ impl HfAwq {
     }
 
     fn weight(&mut self, region: &Region, id: WeightId, cx: &EmitCx<'_>) -> Result<(), EmitError> {
-        let name = source_name(region, id)?;
+        let names = source_names(region, id)?;
+        let [name] = names.as_slice() else {
+            // A stack is written as the matrices, or vectors, that it was made of.
+            let all = realize(region, id, cx.source)?;
+            let count = match &all {
+                Realized::Float { .. } => 1,
+                Realized::Quant(codes) => codes.rows / names.len().max(1),
+            };
+            for (e, name) in names.into_iter().enumerate() {
+                let part = match rows(all.clone(), e * count, count) {
+                    Some(Realized::Float { shape, data }) => Realized::Float { shape: shape[1..].to_vec(), data },
+                    Some(codes @ Realized::Quant(_)) => codes,
+                    None => return Err(EmitError::Unsupported(format!("tensor `{name}` is not in its stack"))),
+                };
+                self.written.insert(name.clone(), Change::Some);
+                self.tensor(&name, part)?;
+            }
+            return Ok(());
+        };
         let change = match region.weight(id).expr {
             WeightExpr::Source(_) => Change::None,
             WeightExpr::Packed { .. }
@@ -82,6 +101,7 @@ impl HfAwq {
             | WeightExpr::Div { .. }
             | WeightExpr::Offset { .. }
             | WeightExpr::Cat { .. }
+            | WeightExpr::Stack(_)
             | WeightExpr::Rows { .. }
             | WeightExpr::Transpose(_)
             | WeightExpr::Clip { .. }
@@ -98,7 +118,11 @@ impl HfAwq {
                 )));
             }
         }
-        match realize(region, id, cx.source)? {
+        self.tensor(name, realize(region, id, cx.source)?)
+    }
+
+    fn tensor(&mut self, name: &str, numbers: Realized) -> Result<(), EmitError> {
+        match numbers {
             Realized::Float { shape, data } => {
                 let tensor = encode(Elem::F16, shape, &data).map_err(|at| {
                     EmitError::Unsupported(format!(
@@ -106,10 +130,10 @@ impl HfAwq {
                         data.get(at).copied().unwrap_or(f32::NAN)
                     ))
                 })?;
-                self.add(&name, &tensor)
+                self.add(name, &tensor)
             }
             Realized::Quant(codes) => {
-                let stem = module_name(&name)?;
+                let stem = module_name(name)?;
                 match self.quant {
                     None => self.quant = Some(codes.quant),
                     Some(q) if q == codes.quant => {}
@@ -155,13 +179,14 @@ fn module_name(tensor: &str) -> Result<&str, EmitError> {
     })
 }
 
-/// The full name of the one checkpoint tensor that a weight is made of.
-fn source_name(region: &Region, id: WeightId) -> Result<String, EmitError> {
+/// The full name of the one checkpoint tensor that a weight is made of, or of each one of a stack.
+fn source_names(region: &Region, id: WeightId) -> Result<Vec<String>, EmitError> {
     let sources = region.sources(id);
     let names: Vec<String> = sources.iter().map(|s| format!("`{}`", region.tensor_name(s))).collect();
     let weight = region.weight(id).name.as_deref().unwrap_or("(unnamed)");
     let refuse = |why: String| EmitError::Unsupported(format!("weight ${weight} of region {}: {why}", region.name));
-    let [source] = sources.as_slice() else {
+    let stacked = region.weight_closure(&[id]).into_iter().any(|w| matches!(region.weight(w).expr, WeightExpr::Stack(_)));
+    let (([source], false) | ([source, ..], true)) = (sources.as_slice(), stacked) else {
         let why = format!(
             "it joins {} ({}); this format keeps the source's tensors: leave out the passes that join weights",
             names.len(),
@@ -189,6 +214,7 @@ fn source_name(region: &Region, id: WeightId) -> Result<String, EmitError> {
             | WeightExpr::Param(_)
             | WeightExpr::Mul { .. }
             | WeightExpr::Div { .. }
+            | WeightExpr::Stack(_)
             | WeightExpr::Clip { .. }
             | WeightExpr::Quant(_)
             | WeightExpr::Pack(_) => {}
@@ -199,7 +225,7 @@ fn source_name(region: &Region, id: WeightId) -> Result<String, EmitError> {
             "tensor `{full}` is stored with another offset than it is used with: use the target `reference`"
         )));
     }
-    Ok(full)
+    Ok(sources.iter().map(|s| region.tensor_name(s)).collect())
 }
 
 /// Whether the linears of every layer can be written once they are quantized to `quant`: to be asked before a long
@@ -209,11 +235,11 @@ fn source_name(region: &Region, id: WeightId) -> Result<String, EmitError> {
 /// The first weight that cannot, with the reason.
 pub fn check(module: &Module, quant: Quant) -> Result<(), EmitError> {
     for region in module.regions.iter().filter(|r| r.name.is_layer()) {
-        for (_, node) in region.nodes() {
-            let (Op::Linear(_), Some(Operand::Weight(id))) = (&node.op, node.operands.get(1)) else { continue };
-            let name = source_name(region, *id)?;
-            module_name(&name)?;
-            if let Some(&[rows, cols]) = region.weight(*id).ty.const_shape().as_deref() {
+        for linear in quantizable(region) {
+            let names = source_names(region, linear.weight)?;
+            names.iter().try_for_each(|n| module_name(n).map(|_| ()))?;
+            if let (Some((rows, cols)), Some(name)) = (region.weight(linear.weight).ty.matrix(), names.first()) {
+                let rows = rows / names.len();
                 layout::fits(Layout::AwqGemm, quant, rows, cols)
                     .map_err(|e| EmitError::Unsupported(format!("tensor `{name}` [{rows},{cols}]: {}", e.0)))?;
             }
@@ -226,10 +252,11 @@ impl Emitter for HfAwq {
     fn region(&mut self, region: &Region, cx: &EmitCx<'_>) -> Result<(), EmitError> {
         for (_, node) in region.nodes() {
             let Some(Operand::Weight(id)) = node.operands.get(1) else { continue };
-            let name = || source_name(region, *id).map(|n| n.strip_suffix(".weight").unwrap_or(&n).to_owned());
+            let module = |n: &String| n.strip_suffix(".weight").unwrap_or(n).to_owned();
+            let modules = || source_names(region, *id).map(|all| all.iter().map(module).collect::<Vec<_>>());
             match &node.op {
-                Op::Linear(_) if region.weight(*id).ty.elem.is_float() => _ = self.float_linears.insert(name()?),
-                Op::Embedding(_) => _ = self.tables.insert(name()?),
+                Op::Linear(_) if region.weight(*id).ty.elem.is_float() => self.float_linears.extend(modules()?),
+                Op::Embedding(_) => self.tables.extend(modules()?),
                 Op::Linear(_)
                 | Op::RmsNorm(_)
                 | Op::LayerNorm(_)
@@ -237,14 +264,21 @@ impl Emitter for HfAwq {
                 | Op::Rope(_)
                 | Op::Sdpa(_)
                 | Op::Silu(_)
+                | Op::Sigmoid(_)
                 | Op::Gelu(_)
                 | Op::Relu(_)
                 | Op::Add(_)
                 | Op::Mul(_)
                 | Op::Scale(_)
                 | Op::Softcap(_)
+                | Op::Clamp(_)
                 | Op::Split(_)
                 | Op::Concat(_)
+                | Op::Repeat(_)
+                | Op::Softmax(_)
+                | Op::TopK(_)
+                | Op::Dispatch(_)
+                | Op::Combine(_)
                 | Op::Fused(_) => {}
             }
         }

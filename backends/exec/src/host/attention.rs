@@ -98,6 +98,8 @@ pub struct Heads<'a> {
     key_channels: usize,
     channels: usize,
     scale: f32,
+    /// Each head's slope of the position bias; none without one.
+    slopes: Vec<f32>,
 }
 
 /// Query rows of one head.
@@ -120,7 +122,8 @@ impl<'a> Heads<'a> {
         let kv_heads = op.kv_heads as usize;
         let width = key_channels / kv_heads;
         let scale = score_scale(op, width) as f32;
-        Self { op, width, out: channels / kv_heads, key_channels, channels, scale }
+        let slopes = op.alibi.iter().flat_map(|a| a.slopes(op.heads)).map(|m| m as f32).collect();
+        Self { op, width, out: channels / kv_heads, key_channels, channels, scale, slopes }
     }
 
     /// Query heads.
@@ -159,7 +162,7 @@ impl<'a> Heads<'a> {
                     for (j, s) in scores.iter_mut().enumerate() {
                         *s = self.scale * dot(q, &keys[j * self.key_channels..j * self.key_channels + self.width]);
                     }
-                    self.probabilities(scores, rows.first, start);
+                    self.probabilities(h, scores, rows.first, start);
                     let out = &mut out[..self.out];
                     out.fill(0.0);
                     for (j, s) in scores.iter().enumerate() {
@@ -177,7 +180,7 @@ impl<'a> Heads<'a> {
             #[inline(always)]
             || {
                 for (i, line) in scores.chunks_exact_mut(span).enumerate() {
-                    self.probabilities(line, rows.first + i, start);
+                    self.probabilities(h, line, rows.first + i, start);
                 }
             },
         );
@@ -186,9 +189,9 @@ impl<'a> Heads<'a> {
         product(rows.count, self.out, span, out, rows.out_stride, Into::Replace, weights, values, 1.0);
     }
 
-    /// Scores of the query at `position` against the keys from `start` become probabilities.
+    /// Scores of head `h`'s query at `position` against the keys from `start` become probabilities.
     #[inline(always)]
-    fn probabilities(&self, line: &mut [f32], position: usize, start: usize) {
+    fn probabilities(&self, h: usize, line: &mut [f32], position: usize, start: usize) {
         // What a row sees is one run of keys: the mask has no holes.
         let lo = line.iter().enumerate().position(|(j, _)| sees(self.op, position, start + j)).unwrap_or(line.len());
         let hi = if self.op.causal { (position + 1 - start).min(line.len()) } else { line.len() };
@@ -201,6 +204,11 @@ impl<'a> Heads<'a> {
             for s in seen.iter_mut() {
                 *s = at * tanh(*s / at);
             }
+        }
+        if let Some(slope) = self.slopes.get(h) {
+            // Relative to the query: the same for the softmax, and the numbers stay small.
+            let first = (start + lo) as f32 - position as f32;
+            seen.iter_mut().enumerate().for_each(|(j, s)| *s += slope * (first + j as f32));
         }
         softmax(seen);
     }

@@ -61,6 +61,19 @@ pub fn silu(x: &mut [f32]) {
     x.iter_mut().for_each(|v| *v /= 1.0 + exp(-*v));
 }
 
+/// `1 / (1 + e^−x)`.
+#[inline(always)]
+pub fn logistic(x: &mut [f32]) {
+    x.iter_mut().for_each(|v| *v = sigmoid(*v));
+}
+
+/// Each number limited to `[−at, at]`; NaN stays.
+#[inline(always)]
+pub fn clamp(x: &mut [f32], at: f32) {
+    // Not `max` and `min`, which would turn NaN into a bound and hide it.
+    x.iter_mut().for_each(|v| *v = if *v > at { at } else if *v < -at { -at } else { *v });
+}
+
 /// The Gaussian error linear unit, exactly.
 #[inline(always)]
 pub fn gelu_erf(x: &mut [f32]) {

@@ -12,7 +12,7 @@ pub mod norm;
 pub mod rotate;
 mod view;
 
-use awqc_ir::op::{Embedding, GeluForm, LayerNorm, RmsNorm, Rope, Sdpa};
+use awqc_ir::op::{Embedding, GeluForm, LayerNorm, RmsNorm, Rope, Sdpa, Split};
 use burn_backend::TensorMetadata;
 use burn_backend::tensor::{FloatTensor, IntTensor};
 use burn_ndarray::NdArray;
@@ -85,7 +85,7 @@ impl ExecBackend for Host {
         let mut data = take(x);
         norm::layer(
             &mut data,
-            shape.last().copied().unwrap_or(1),
+            shape.last().copied().unwrap_or(1) / (op.heads.unwrap_or(1).max(1) as usize),
             op.eps as f32,
             g.map(floats).as_deref(),
             b.map(floats).as_deref(),
@@ -120,6 +120,10 @@ impl ExecBackend for Host {
         elementwise::map(x, elementwise::silu)
     }
 
+    fn op_sigmoid(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        elementwise::map(x, elementwise::logistic)
+    }
+
     fn op_gelu(form: GeluForm, x: FloatTensor<Self>) -> FloatTensor<Self> {
         match form {
             GeluForm::Erf => elementwise::map(x, elementwise::gelu_erf),
@@ -148,26 +152,32 @@ impl ExecBackend for Host {
         elementwise::map(x, move |part| elementwise::softcap(part, at as f32))
     }
 
-    fn op_split(sizes: &[usize], x: FloatTensor<Self>) -> Vec<FloatTensor<Self>> {
+    fn op_clamp(at: f64, x: FloatTensor<Self>) -> FloatTensor<Self> {
+        elementwise::map(x, move |part| elementwise::clamp(part, at as f32))
+    }
+
+    fn op_split(op: &Split, x: FloatTensor<Self>) -> Vec<FloatTensor<Self>> {
         let shape = shape_of(&x);
-        let width: usize = sizes.iter().sum();
+        // A run is cut like a row.
+        let width = op.sizes.iter().sum::<u64>() as usize;
         let data = floats(&x);
         let mut start = 0;
         let mut part = |size: usize| {
             let rows = data.chunks(width.max(1)).flat_map(|row| &row[start..start + size]);
-            let out = tensor(rows.copied().collect(), with_last(&shape, size));
+            let out = tensor(rows.copied().collect(), with_last(&shape, size * op.heads as usize));
             start += size;
             out
         };
-        sizes.iter().map(|s| part(*s)).collect()
+        op.sizes.iter().map(|s| part(*s as usize)).collect()
     }
 
-    fn op_concat(parts: Vec<FloatTensor<Self>>) -> FloatTensor<Self> {
+    fn op_concat(heads: usize, parts: Vec<FloatTensor<Self>>) -> FloatTensor<Self> {
         let shapes: Vec<Vec<usize>> = parts.iter().map(shape_of).collect();
-        let widths: Vec<usize> = shapes.iter().map(|s| s.last().copied().unwrap_or(1)).collect();
-        let width = widths.iter().sum();
-        let shape = with_last(shapes.first().map_or(&[], Vec::as_slice), width);
+        let widths: Vec<usize> = shapes.iter().map(|s| s.last().copied().unwrap_or(1) / heads.max(1)).collect();
+        let width: usize = widths.iter().sum();
+        let shape = with_last(shapes.first().map_or(&[], Vec::as_slice), width * heads);
         let data: Vec<_> = parts.iter().map(floats).collect();
+        // A run is joined like a row.
         let rows = shape.iter().product::<usize>() / width.max(1);
         let mut out = Vec::with_capacity(rows * width);
         for r in 0..rows {

@@ -38,8 +38,20 @@ pub fn rms_row(row: &mut [f32], eps: f32, gain: Option<&[f32]>) {
     }
 }
 
-/// `(x − mean) / sqrt(var + eps) · gain + bias` for every row of `width`.
+/// `(x − mean) / sqrt(var + eps) · gain + bias` for every row of `width`. Parameters of more than `width` numbers are
+/// those of several rows in turn.
 pub(super) fn layer(x: &mut [f32], width: usize, eps: f32, gain: Option<&[f32]>, bias: Option<&[f32]>) {
+    let longest = gain.map_or(0, <[f32]>::len).max(bias.map_or(0, <[f32]>::len));
+    if longest > width {
+        by_rows(
+            x,
+            width,
+            #[inline(always)]
+            |row| layer_row(row, eps, None, None),
+        );
+        x.chunks_exact_mut(longest).for_each(|row| affine(row, gain, bias));
+        return;
+    }
     by_rows(
         x,
         width,
@@ -55,11 +67,17 @@ pub fn layer_row(row: &mut [f32], eps: f32, gain: Option<&[f32]>, bias: Option<&
     row.iter_mut().for_each(|x| *x -= mean);
     let k = 1.0 / (dot(row, row) / row.len() as f32 + eps).sqrt();
     row.iter_mut().for_each(|x| *x *= k);
-    if let Some(gain) = gain {
-        row.iter_mut().zip(gain).for_each(|(x, g)| *x *= g);
+    affine(row, gain, bias);
+}
+
+/// `x · gain + bias`; parameters repeat.
+#[inline(always)]
+fn affine(row: &mut [f32], gain: Option<&[f32]>, bias: Option<&[f32]>) {
+    if let Some(gain) = gain.filter(|g| !g.is_empty()) {
+        row.chunks_mut(gain.len()).for_each(|part| part.iter_mut().zip(gain).for_each(|(x, g)| *x *= g));
     }
-    if let Some(bias) = bias {
-        row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+    if let Some(bias) = bias.filter(|b| !b.is_empty()) {
+        row.chunks_mut(bias.len()).for_each(|part| part.iter_mut().zip(bias).for_each(|(x, b)| *x += b));
     }
 }
 

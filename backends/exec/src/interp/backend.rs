@@ -2,7 +2,7 @@
 //! primitives, so that `impl ExecBackend for MyBackend { type Cache = GrowingCache<Self>; }` is enough; a backend
 //! overrides those for which it has a faster kernel.
 
-use awqc_ir::op::{Embedding, GeluForm, LayerNorm, RmsNorm, Rope, Sdpa};
+use awqc_ir::op::{Embedding, GeluForm, LayerNorm, RmsNorm, Rope, Sdpa, Split};
 use burn_backend::Backend;
 use burn_backend::tensor::{FloatTensor, IntTensor};
 
@@ -68,6 +68,11 @@ pub trait ExecBackend: Backend {
         ops::elementwise::silu::<Self>(x)
     }
 
+    /// `1 / (1 + e^−x)`.
+    fn op_sigmoid(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        ops::elementwise::sigmoid::<Self>(x)
+    }
+
     /// The Gaussian error linear unit.
     fn op_gelu(form: GeluForm, x: FloatTensor<Self>) -> FloatTensor<Self> {
         ops::elementwise::gelu::<Self>(form, x)
@@ -98,13 +103,28 @@ pub trait ExecBackend: Backend {
         ops::elementwise::softcap::<Self>(at, x)
     }
 
-    /// The last axis cut into parts.
-    fn op_split(sizes: &[usize], x: FloatTensor<Self>) -> Vec<FloatTensor<Self>> {
-        ops::shape::split::<Self>(sizes, x)
+    /// `e^x / Σ e^x` over the last axis.
+    fn op_softmax(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        ops::elementwise::softmax::<Self>(x)
     }
 
-    /// The last axes joined.
-    fn op_concat(parts: Vec<FloatTensor<Self>>) -> FloatTensor<Self> {
-        ops::shape::concat::<Self>(parts)
+    /// Each number limited to `[−at, at]`.
+    fn op_clamp(at: f64, x: FloatTensor<Self>) -> FloatTensor<Self> {
+        ops::elementwise::clamp::<Self>(at, x)
+    }
+
+    /// The last axis, or each of its runs, cut into parts.
+    fn op_split(op: &Split, x: FloatTensor<Self>) -> Vec<FloatTensor<Self>> {
+        ops::shape::split::<Self>(op, x)
+    }
+
+    /// The last axes joined, in `heads` runs.
+    fn op_concat(heads: usize, parts: Vec<FloatTensor<Self>>) -> FloatTensor<Self> {
+        ops::shape::concat::<Self>(heads, parts)
+    }
+
+    /// The last axis `times` over.
+    fn op_repeat(times: usize, x: FloatTensor<Self>) -> FloatTensor<Self> {
+        ops::shape::concat::<Self>(1, vec![x; times])
     }
 }

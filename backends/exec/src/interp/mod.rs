@@ -9,6 +9,7 @@ pub mod frequencies;
 pub mod ops;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use awqc_ir::op::Op;
 use awqc_ir::{FusedDef, NodeId, Operand, Region, TensorSource, ValueId, WeightId};
@@ -18,8 +19,9 @@ use burn_backend::{Backend, DType, Shape, TensorData, TensorMetadata, try_read_s
 
 pub use backend::ExecBackend;
 pub use bind::bind;
+pub use ops::routing::{Route, Routed};
 
-use crate::realize::realize;
+use crate::realize::tensor;
 
 /// A value at run time: a tensor without a static rank.
 #[derive(Clone, Debug)]
@@ -28,6 +30,8 @@ pub enum Val<B: Backend> {
     Float(FloatTensor<B>),
     /// Token ids or positions.
     Int(IntTensor<B>),
+    /// Floats of several experts, `[E,B,S,C]`: only the rows that exist.
+    Routed(Routed<B>),
 }
 
 impl<B: Backend> Val<B> {
@@ -36,6 +40,7 @@ impl<B: Backend> Val<B> {
         match self {
             Val::Float(t) => t.shape().to_vec(),
             Val::Int(t) => t.shape().to_vec(),
+            Val::Routed(r) => r.shape(),
         }
     }
 
@@ -50,7 +55,7 @@ impl<B: Backend> Val<B> {
         Val::Float(upload::<B>(tensor, device))
     }
 
-    /// A copy of the numbers as f32.
+    /// A copy of the numbers as f32. Rows that experts do not have are 0.
     ///
     /// # Errors
     /// When the device fails.
@@ -59,6 +64,18 @@ impl<B: Backend> Val<B> {
         let data = match self {
             Val::Float(t) => try_read_sync(B::float_into_data(t.clone())),
             Val::Int(t) => try_read_sync(B::int_into_data(t.clone())),
+            Val::Routed(r) => {
+                let rows = Val::<B>::Float(r.rows.clone()).to_tensor()?;
+                let (width, tokens) = (rows.cols(), r.route.lead.iter().product::<usize>());
+                let mut data = vec![0.0; shape.iter().product()];
+                for (e, range) in r.route.ranges().enumerate() {
+                    for row in range {
+                        let at = (e * tokens + r.route.tokens[row]) * width;
+                        data[at..at + width].copy_from_slice(&rows.data[row * width..(row + 1) * width]);
+                    }
+                }
+                return Ok(Tensor { shape, data });
+            }
         };
         let data = data.ok_or_else(|| ExecError::Unavailable("the device cannot be read synchronously".into()))?;
         let data = data.map_err(|e| ExecError::Unavailable(format!("reading from the device failed: {e}")))?;
@@ -91,7 +108,7 @@ impl<B: Backend> Weights<B> {
     /// # Errors
     /// As [`realize`].
     pub fn load(region: &Region, source: &dyn TensorSource, device: &Device<B>) -> Result<Self, ExecError> {
-        let load = |id: WeightId| Ok((id, upload::<B>(realize(region, id, source)?.into_tensor(), device)));
+        let load = |id: WeightId| Ok((id, upload::<B>(tensor(region, id, source)?, device)));
         Ok(Self { of: region.used_weights().into_iter().map(load).collect::<Result<_, ExecError>>()? })
     }
 
@@ -232,10 +249,18 @@ impl<B: ExecBackend> Frame<'_, '_, B> {
         }
         let mut floats = Vec::new();
         let mut ints = Vec::new();
+        let mut route: Option<Arc<Route>> = None;
         for arg in args {
             match arg {
                 Arg::Value(Val::Int(t)) => ints.push(t),
                 Arg::Value(Val::Float(t)) | Arg::Weight(t) => floats.push(t),
+                Arg::Value(Val::Routed(r)) => {
+                    if route.as_ref().is_some_and(|known| **known != *r.route) {
+                        return Err(self.error(region, op, "the operands hold rows of different experts"));
+                    }
+                    floats.push(r.rows);
+                    route = Some(r.route);
+                }
             }
         }
         let (mut floats, mut ints) = (floats.into_iter(), ints.into_iter());
@@ -251,7 +276,14 @@ impl<B: ExecBackend> Frame<'_, '_, B> {
         };
         let out = match op {
             Op::Embedding(e) => B::op_embedding(e, float()?, int()?).map_err(|e| self.error(region, op, e))?,
-            Op::Linear(_) => B::op_linear(float()?, &float()?, floats.next().as_ref()),
+            Op::Linear(_) => {
+                let (x, w) = (float()?, float()?);
+                match &route {
+                    Some(route) => ops::routing::experts::<B>(x, route.ranges(), &w),
+                    None if w.shape().num_dims() == 3 => ops::routing::all_experts::<B>(x, &w),
+                    None => B::op_linear(x, &w, floats.next().as_ref()),
+                }
+            }
             Op::RmsNorm(n) => B::op_rms_norm(n, float()?, floats.next().as_ref()),
             Op::LayerNorm(n) => B::op_layer_norm(n, float()?, floats.next().as_ref(), floats.next().as_ref()),
             Op::RopeTable(t) => {
@@ -268,20 +300,38 @@ impl<B: ExecBackend> Frame<'_, '_, B> {
                 B::op_sdpa(s, q, k, v, cache).map_err(|e| self.error(region, op, e))?
             }
             Op::Silu(_) => B::op_silu(float()?),
+            Op::Sigmoid(_) => B::op_sigmoid(float()?),
             Op::Gelu(g) => B::op_gelu(g.form, float()?),
             Op::Relu(_) => B::op_relu(float()?),
             Op::Add(_) => B::op_add(float()?, &float()?),
             Op::Mul(_) => B::op_mul(float()?, &float()?),
             Op::Scale(s) => B::op_scale(s.by, float()?),
             Op::Softcap(s) => B::op_softcap(s.at, float()?),
+            Op::Clamp(c) => B::op_clamp(c.at, float()?),
             Op::Split(s) => {
-                let sizes: Vec<usize> = s.sizes.iter().map(|n| *n as usize).collect();
-                return Ok(B::op_split(&sizes, float()?).into_iter().map(Val::Float).collect());
+                return Ok(B::op_split(s, float()?).into_iter().map(|part| rejoin(part, route.clone())).collect());
             }
-            Op::Concat(_) => B::op_concat(floats.collect()),
+            Op::Softmax(_) => B::op_softmax(float()?),
+            Op::TopK(t) => {
+                let device = self.interpreter.device;
+                let (weights, experts) = ops::routing::top_k::<B>(t, float()?, floats.next(), device)?;
+                return Ok(vec![Val::Float(weights), Val::Int(experts)]);
+            }
+            Op::Dispatch(d) => {
+                let routed =
+                    ops::routing::dispatch::<B>(d.experts as usize, float()?, int()?, self.interpreter.device);
+                return Ok(vec![Val::Routed(routed.map_err(|e| self.error(region, op, e))?)]);
+            }
+            Op::Combine(_) => {
+                let rows = rejoin(float()?, route.take());
+                let out = ops::routing::combine::<B>(rows, float()?, int()?, self.interpreter.device);
+                out.map_err(|e| self.error(region, op, e))?
+            }
+            Op::Concat(c) => B::op_concat(c.heads as usize, floats.collect()),
+            Op::Repeat(r) => B::op_repeat(r.times as usize, float()?),
             Op::Fused(_) => return Err(self.error(region, op, "handled above")),
         };
-        Ok(vec![Val::Float(out)])
+        Ok(vec![rejoin(out, route)])
     }
 
     /// Runs the body of a fused op.
@@ -311,6 +361,14 @@ impl<B: ExecBackend> Frame<'_, '_, B> {
         let out = self.run(&def.body, &weights, inputs, &mut |_, _| Ok(()));
         self.path.pop();
         out
+    }
+}
+
+/// Rows with the experts that they belong to, if they belong to any.
+fn rejoin<B: Backend>(rows: FloatTensor<B>, route: Option<Arc<Route>>) -> Val<B> {
+    match route {
+        Some(route) => Val::Routed(Routed { rows, route }),
+        None => Val::Float(rows),
     }
 }
 

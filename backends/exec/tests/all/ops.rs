@@ -3,8 +3,11 @@
 use awqc_exec::host::floats;
 use awqc_exec::interp::ops;
 use awqc_exec::interp::ops::sdpa::GrowingCache;
+use awqc_exec::interp::Routed;
 use awqc_exec::{ExecBackend, Host, Val, interp::upload};
-use awqc_ir::op::{Embedding, GeluForm, LayerNorm, RmsNorm, Rope, RopeTable, Sdpa};
+use awqc_ir::op::{
+    Alibi, Embedding, GeluForm, GroupScore, Groups, LayerNorm, RmsNorm, Rope, RopeTable, Sdpa, Split, TopK,
+};
 use awqc_passes::Tensor;
 use burn_backend::tensor::FloatTensor;
 
@@ -63,7 +66,7 @@ fn embedding() {
     let (table, data) = random(4, &[7, 5]);
     let ids = |v: Vec<i32>| match Val::<Host>::ints(v, &[2, 2], &Default::default()) {
         Val::Int(t) => t,
-        Val::Float(_) => unreachable!(),
+        Val::Float(_) | Val::Routed(_) => unreachable!(),
     };
     let op = Embedding { offset: 2 };
     let want: Vec<f32> = [5, 2, 3, 6].iter().flat_map(|r| data[r * 5..(r + 1) * 5].to_vec()).collect();
@@ -107,7 +110,7 @@ fn rms_norm() {
 fn layer_norm() {
     let (x, xs) = random(7, &[2, 3, 19]);
     let ((g, gs), (b, bs)) = (random(8, &[19]), random(9, &[19]));
-    let op = LayerNorm { eps: 1e-3 };
+    let op = LayerNorm { eps: 1e-3, heads: None };
     for (gain, bias) in [(None, None), (Some(&g), None), (Some(&g), Some(&b))] {
         let mut want = Vec::new();
         for row in xs.chunks(19) {
@@ -129,10 +132,55 @@ fn layer_norm() {
 }
 
 #[test]
+fn layer_norm_head_by_head() {
+    let (x, xs) = random(7, &[2, 3, 12]);
+    let op = LayerNorm { eps: 1e-3, heads: Some(3) };
+    // One head's gain, and one for each.
+    for shape in [vec![4], vec![3, 4]] {
+        let (g, gs) = random(8, &shape);
+        let mut want = Vec::new();
+        for (r, row) in xs.chunks(4).enumerate() {
+            let mean = row.iter().map(|v| f64::from(*v)).sum::<f64>() / 4.0;
+            let var = row.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / 4.0;
+            let gain = |i: usize| f64::from(gs[(r * 4 + i) % gs.len()]);
+            want.extend(row.iter().enumerate().map(|(i, v)| {
+                ((f64::from(*v) - mean) / (var + 1e-3).sqrt() * gain(i)) as f32
+            }));
+        }
+        let plain = ops::norm::layer_norm::<Host>(&op, x.clone(), Some(&g), None);
+        agree(&want, &[2, 3, 12], &plain, &Host::op_layer_norm(&op, x.clone(), Some(&g), None));
+    }
+}
+
+#[test]
+fn split_concat_and_repeat_by_heads() {
+    let (x, xs) = random(7, &[1, 2, 12]);
+    let op = Split { sizes: vec![1, 3], heads: 3 };
+    let plain = ops::shape::split::<Host>(&op, x.clone());
+    let host = Host::op_split(&op, x.clone());
+    let pick = |from: usize, len: usize| -> Vec<f32> {
+        xs.chunks(4).flat_map(|head| head[from..from + len].to_vec()).collect()
+    };
+    agree(&pick(0, 1), &[1, 2, 3], &plain[0], &host[0]);
+    agree(&pick(1, 3), &[1, 2, 9], &plain[1], &host[1]);
+    agree(&xs, &[1, 2, 12], &ops::shape::concat::<Host>(3, plain), &Host::op_concat(3, host));
+    let want: Vec<f32> = xs.chunks(12).flat_map(|row| row.iter().chain(row).copied().collect::<Vec<_>>()).collect();
+    let twice = Host::op_repeat(2, x);
+    agree(&want, &[1, 2, 24], &twice, &twice);
+}
+
+#[test]
+fn slopes_of_heads_that_are_no_power_of_two() {
+    let slopes = Alibi { max: 8.0, scale: 1.0 }.slopes(6);
+    let want = [-2.0, -4.0, -6.0, -8.0, -1.0, -3.0].map(f64::exp2);
+    assert_eq!(slopes, want);
+}
+
+#[test]
 fn rope() {
     let positions = match Val::<Host>::ints(vec![0, 3, 7], &[3], &Default::default()) {
         Val::Int(t) => t,
-        Val::Float(_) => unreachable!(),
+        Val::Float(_) | Val::Routed(_) => unreachable!(),
     };
     let table = RopeTable { dim: 4, theta: 100.0, scaling: None };
     let (cos, sin) = ops::rope::table::<Host>(&table, positions, &Default::default()).unwrap();
@@ -194,6 +242,9 @@ fn attention(
                     if let Some(c) = op.softcap {
                         score = c * (score / c).tanh();
                     }
+                    if let Some(a) = &op.alibi {
+                        score -= a.scale * (-a.max * (h + 1) as f64 / heads as f64).exp2() * (i as f64 - j as f64);
+                    }
                     let hidden = (op.causal && j > i) || op.window.is_some_and(|w| (j as u64) + w <= i as u64);
                     weights.push(if hidden { 0.0 } else { score.exp() });
                 }
@@ -216,13 +267,15 @@ fn sdpa() {
     let (q, qs) = random(11, &[batch, seq, heads * width]);
     let (k, ks) = random(12, &[batch, seq, kv * width]);
     let (v, vs) = random(13, &[batch, seq, kv * out]);
-    let base = Sdpa { causal: true, heads: 4, kv_heads: 2, scale: None, window: None, softcap: None };
+    let base = Sdpa { causal: true, heads: 4, kv_heads: 2, scale: None, window: None, softcap: None, alibi: None };
     let variants = [
         base.clone(),
         Sdpa { causal: false, ..base.clone() },
         Sdpa { scale: Some(0.7), softcap: Some(2.0), ..base.clone() },
         Sdpa { window: Some(1), ..base.clone() },
         Sdpa { window: Some(9), ..base.clone() },
+        Sdpa { alibi: Some(Alibi { max: 8.0, scale: 0.5 }), ..base.clone() },
+        Sdpa { alibi: Some(Alibi { max: 4.0, scale: 1.0 }), window: Some(9), ..base.clone() },
         Sdpa { window: Some(9), causal: false, ..base },
     ];
     for op in variants {
@@ -265,6 +318,13 @@ fn elementwise() {
     let map = |f: &dyn Fn(f64) -> f64| xs.iter().map(|v| f(f64::from(*v)) as f32).collect::<Vec<_>>();
     let sigmoid = |v: f64| 1.0 / (1.0 + (-v).exp());
     agree(&map(&|v| v * sigmoid(v)), &shape, &ops::elementwise::silu::<Host>(x.clone()), &Host::op_silu(x.clone()));
+    agree(&map(&sigmoid), &shape, &ops::elementwise::sigmoid::<Host>(x.clone()), &Host::op_sigmoid(x.clone()));
+    agree(
+        &map(&|v| v.clamp(-0.3, 0.3)),
+        &shape,
+        &ops::elementwise::clamp::<Host>(0.3, x.clone()),
+        &Host::op_clamp(0.3, x.clone()),
+    );
     agree(&map(&|v| v.max(0.0)), &shape, &ops::elementwise::relu::<Host>(x.clone()), &Host::op_relu(x.clone()));
     agree(
         &map(&|v| -1.5 * v),
@@ -325,19 +385,77 @@ fn sums_and_products_broadcast() {
 #[test]
 fn split_and_concat() {
     let (x, xs) = random(18, &[2, 3, 7]);
-    let parts = Host::op_split(&[2, 4, 1], x.clone());
-    let plain = ops::shape::split::<Host>(&[2, 4, 1], x);
+    let parts = Host::op_split(&Split::new(vec![2, 4, 1]), x.clone());
+    let plain = ops::shape::split::<Host>(&Split::new(vec![2, 4, 1]), x);
     for (i, (start, len)) in [(0, 2), (2, 4), (6, 1)].into_iter().enumerate() {
         let want: Vec<f32> = xs.chunks(7).flat_map(|r| r[start..start + len].to_vec()).collect();
         agree(&want, &[2, 3, len], &plain[i], &parts[i]);
     }
-    agree(&xs, &[2, 3, 7], &ops::shape::concat::<Host>(plain), &Host::op_concat(parts));
+    agree(&xs, &[2, 3, 7], &ops::shape::concat::<Host>(1, plain), &Host::op_concat(1, parts));
 }
 
 #[test]
 fn nan_passes_through() {
     let x = || tensor(&[1, 1, 2], vec![f32::NAN, -1.0]);
-    for y in [Host::op_relu(x()), Host::op_silu(x()), Host::op_gelu(GeluForm::Tanh, x()), Host::op_softcap(3.0, x())] {
+    for y in [Host::op_relu(x()), Host::op_silu(x()), Host::op_gelu(GeluForm::Tanh, x()), Host::op_softcap(3.0, x()), Host::op_clamp(3.0, x())] {
         assert!(floats(&y)[0].is_nan());
     }
+}
+
+#[test]
+fn experts_see_their_tokens_and_are_added_up() {
+    let (batch, seq, width, experts, k) = (2, 3, 4, 3, 2);
+    let (x, xs) = random(20, &[batch, seq, width]);
+    let (w, ws) = random(21, &[experts, 5, width]);
+    let (p, ps) = random(22, &[batch, seq, k]);
+    // Expert 1 gets nothing.
+    let chosen = [0, 2, 2, 0, 0, 2, 2, 0, 0, 2, 0, 2];
+    let ids = || match Val::<Host>::ints(chosen.to_vec(), &[batch, seq, k], &Default::default()) {
+        Val::Int(t) => t,
+        Val::Float(_) | Val::Routed(_) => unreachable!(),
+    };
+    let device = Default::default();
+    let sent = ops::routing::dispatch::<Host>(experts, x, ids(), &device).unwrap();
+    assert_eq!(sent.shape(), [experts, batch, seq, width]);
+    assert_eq!(sent.route.ends, [6, 6, 12]);
+    let rows = ops::routing::experts::<Host>(sent.rows.clone(), sent.route.ranges(), &w);
+    let routed = Val::Routed(Routed { rows, route: sent.route.clone() });
+    let y = ops::routing::combine::<Host>(routed, p, ids(), &device).unwrap();
+    let mut want = vec![0.0f32; batch * seq * 5];
+    for (at, e) in chosen.iter().enumerate() {
+        let t = at / k;
+        for o in 0..5 {
+            let dot: f32 = (0..width).map(|c| xs[t * width + c] * ws[(*e as usize * 5 + o) * width + c]).sum();
+            want[t * 5 + o] += ps[at] * dot;
+        }
+    }
+    agree(&want, &[batch, seq, 5], &y, &y);
+    // A value as a whole: rows of other tokens are 0.
+    let whole = Val::Routed(sent).to_tensor().unwrap();
+    assert_eq!(whole.data[width * 6..width * 12], vec![0.0; width * 6]);
+    assert_eq!(whole.data[..width], xs[..width]);
+    let other = Val::<Host>::ints(vec![7; 12], &[batch, seq, k], &device);
+    let Val::Int(other) = other else { unreachable!() };
+    let error = ops::routing::dispatch::<Host>(experts, random(20, &[batch, seq, width]).0, other, &device);
+    assert!(error.unwrap_err().contains("no expert 7"));
+}
+
+#[test]
+fn experts_are_chosen_as_published() {
+    let plain = TopK { k: 2, groups: None, normalize: false, scale: None, near: None };
+    let scores = [0.1, 0.4, 0.3, 0.4];
+    let pick = |op: &TopK, choice: &[f32]| ops::routing::choose(op, &scores, choice.to_vec());
+    assert_eq!(pick(&plain, &scores), [(0.4, 1), (0.4, 3)]);
+    // A bias decides the choice and not the weight.
+    assert_eq!(pick(&plain, &[1.1, 0.4, 1.3, 0.4]), [(0.3, 2), (0.1, 0)]);
+    let whole = TopK { normalize: true, scale: Some(2.0), ..plain.clone() };
+    assert_eq!(pick(&whole, &scores), [(1.0, 1), (1.0, 3)]);
+    let grouped = |by| TopK { groups: Some(Groups { count: 2, keep: 1, by }), ..plain.clone() };
+    assert_eq!(pick(&grouped(GroupScore::Best), &[0.9, 0.0, 0.5, 0.5]), [(0.1, 0), (0.4, 1)]);
+    assert_eq!(pick(&grouped(GroupScore::TwoBest), &[0.9, 0.0, 0.5, 0.5]), [(0.3, 2), (0.4, 3)]);
+    // Near the best: 1.0 and 0.9 share, 0.1 is far; then 0.9 is alone.
+    let near = TopK { near: Some(0.1), ..plain };
+    let got = ops::routing::choose(&near, &[0.1, 1.0, 0.9], vec![0.1, 1.0, 0.9]);
+    assert_eq!((got[0].1, got[1].1), (1, 2));
+    assert!((got[0].0 - 1.0 / (1.0 + (-0.1f32).exp())).abs() < 1e-6 && (got[1].0 - 1.0).abs() < 1e-6, "{got:?}");
 }

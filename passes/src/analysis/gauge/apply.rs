@@ -1,6 +1,6 @@
 //! Scaling the parameters of a site: the weights become `div` and `mul` expressions over one data vector.
 
-use awqc_ir::{Data, DataId, DataMap, DataRef, Region, WeightExpr, WeightId};
+use awqc_ir::{Data, DataId, DataMap, DataRef, Dim, Region, WeightExpr, WeightId};
 
 use super::{ParamUse, Site};
 use crate::facts::Facts;
@@ -27,8 +27,11 @@ pub fn apply(region: &mut Region, site: &Site, scales: &[f32], label: &str, fact
         wrap(region, p.weight, |of| WeightExpr::Mul { axis: p.axis, of, by });
     }
     for v in &site.values {
+        let factors = per_channel(&v.entry, &scales);
         if let Some(stats) = facts.inputs.get_mut(&v.value) {
-            stats.divide(&per_channel(&v.entry, &scales));
+            let experts = stats.len().max(1);
+            let parts = factors.chunks((factors.len() / experts).max(1));
+            stats.iter_mut().zip(parts).for_each(|(s, factors)| s.divide(factors));
         }
     }
     id
@@ -58,10 +61,15 @@ pub fn data_map(entry: &[Option<u32>], free: usize) -> Option<DataMap> {
 }
 
 fn data_ref(region: &mut Region, param: &ParamUse, id: DataId, scales: &[f32], label: &str) -> DataRef {
-    match data_map(&param.entry, scales.len()) {
+    // What all matrices of a stack have in common is said once.
+    let channels = region.weight(param.weight).ty.shape.get(param.axis).and_then(Dim::as_const).unwrap_or(0);
+    let first = param.entry.get(..channels as usize).unwrap_or(&param.entry);
+    let alike = !first.is_empty() && param.entry.chunks(first.len()).all(|part| part == first);
+    let entry = if alike { first } else { &param.entry };
+    match data_map(entry, scales.len()) {
         Some(map) => DataRef { id, map },
         None => {
-            let expanded = add_data(region, &format!("{label}, by channel"), per_channel(&param.entry, scales));
+            let expanded = add_data(region, &format!("{label}, by channel"), per_channel(entry, scales));
             DataRef { id: expanded, map: DataMap::Whole }
         }
     }

@@ -31,6 +31,21 @@ pub fn gelu<B: Backend>(form: GeluForm, x: FloatTensor<B>) -> FloatTensor<B> {
     }
 }
 
+/// `1 / (1 + e^−x)`.
+pub fn sigmoid<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    B::sigmoid(x)
+}
+
+/// `e^x / Σ e^x` over the last axis.
+pub fn softmax<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    super::softmax_last::<B>(x)
+}
+
+/// Each number limited to `[−at, at]`.
+pub fn clamp<B: Backend>(at: f64, x: FloatTensor<B>) -> FloatTensor<B> {
+    B::float_clamp(x, (-at).into(), at.into())
+}
+
 /// `max(x, 0)`.
 pub fn relu<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     B::relu(x)

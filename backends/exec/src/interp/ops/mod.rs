@@ -5,6 +5,7 @@ pub mod embedding;
 pub mod linear;
 pub mod norm;
 pub mod rope;
+pub mod routing;
 pub mod sdpa;
 pub mod shape;
 

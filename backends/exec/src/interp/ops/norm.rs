@@ -31,17 +31,20 @@ pub fn layer_norm<B: Backend>(
     b: Option<&FloatTensor<B>>,
 ) -> FloatTensor<B> {
     let shape = dims::<B>(&x);
-    let width = last(&shape);
-    let rows = shape.iter().product::<usize>() / width.max(1);
-    let x = reshape::<B>(x, &[rows, width]);
+    let heads = op.heads.unwrap_or(1) as usize;
+    let width = last(&shape) / heads.max(1);
+    let rows = shape.iter().product::<usize>() / (heads * width).max(1);
+    let x = reshape::<B>(x, &[rows * heads, width]);
     let x = B::float_sub(x.clone(), B::float_mean_dim(x, 1));
     let var = B::float_mean_dim(B::float_mul(x.clone(), x.clone()), 1);
-    let mut y = B::float_div(x, B::float_sqrt(B::float_add_scalar(var, op.eps.into())));
+    let y = B::float_div(x, B::float_sqrt(B::float_add_scalar(var, op.eps.into())));
+    // The parameters are those of one head, or of each.
+    let mut y = reshape::<B>(y, &[rows, heads, width]);
     if let Some(g) = g {
-        y = B::float_mul(y, lift::<B>(g.clone(), 2));
+        y = B::float_mul(y, lift::<B>(g.clone(), 3));
     }
     if let Some(b) = b {
-        y = B::float_add(y, lift::<B>(b.clone(), 2));
+        y = B::float_add(y, lift::<B>(b.clone(), 3));
     }
     reshape::<B>(y, &shape)
 }

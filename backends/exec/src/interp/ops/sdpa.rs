@@ -98,6 +98,13 @@ pub fn sdpa<B: Backend>(
     if let Some(at) = op.softcap {
         scores = super::elementwise::softcap::<B>(at, scores);
     }
+    if let Some(alibi) = &op.alibi {
+        let slopes = alibi.slopes(op.heads);
+        let bias = slopes.iter().flat_map(|m| (0..keys).map(move |j| (m * j as f64) as f32)).collect();
+        let bias = upload::<B>(Tensor { shape: vec![1, heads, 1, keys], data: bias }, &device);
+        let wide = reshape::<B>(scores, &[batch, heads, seq, keys]);
+        scores = reshape::<B>(B::float_add(wide, bias), &[batch, kv, share * seq, keys]);
+    }
     if op.causal || op.window.is_some() {
         let bias = |i, j| if sees(op, past + i, j) { 0.0 } else { f32::NEG_INFINITY };
         let mask = (0..seq).flat_map(|i| (0..keys).map(move |j| bias(i, j))).collect();
