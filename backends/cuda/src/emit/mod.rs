@@ -47,21 +47,21 @@ pub struct Source {
 
 /// Collects the arguments of a kernel, in order.
 pub(crate) struct Args {
-    pub(crate) builder: KernelBuilder,
-    count: usize,
+    builder: KernelBuilder,
+    names: Vec<String>,
 }
 
 impl Args {
-    /// An array that the kernel only reads.
-    pub(crate) fn input<C: CubePrimitive>(&mut self) -> NativeExpand<Array<C>> {
-        self.count += 1;
+    /// An array that the kernel only reads, and that nothing else writes meanwhile.
+    pub(crate) fn input<C: CubePrimitive>(&mut self, name: &str) -> NativeExpand<Array<C>> {
+        self.names.push(name.into());
         let ty = C::as_type(&self.builder.scope);
         self.builder.input_array(ty).into()
     }
 
     /// An array that the kernel writes, and may read.
-    pub(crate) fn output<C: CubePrimitive>(&mut self) -> NativeExpand<Array<C>> {
-        self.count += 1;
+    pub(crate) fn output<C: CubePrimitive>(&mut self, name: &str) -> NativeExpand<Array<C>> {
+        self.names.push(name.into());
         let ty = C::as_type(&self.builder.scope);
         self.builder.output_array(ty).into()
     }
@@ -82,12 +82,12 @@ pub(crate) fn emit(arch: &Arch, name: &str, threads: u32, body: impl FnOnce(&mut
         .cube_dim(CubeDim::new_1d(threads))
         .address_type(AddressType::U32)
         .kernel_name(normal::ENTRY);
-    let mut args = Args { builder: KernelBuilder::default(), count: 0 };
+    let mut args = Args { builder: KernelBuilder::default(), names: Vec::new() };
     args.builder.runtime_properties(target());
     args.builder.device_properties(&properties(arch));
     settings.address_type.register(&mut args.builder.scope);
     body(&mut args);
-    let count = args.count;
+    let names = args.names;
     let address = settings.address_type.unsigned_type();
     let definition = args.builder.build(settings);
     let one = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
@@ -100,8 +100,8 @@ pub(crate) fn emit(arch: &Arch, name: &str, threads: u32, body: impl FnOnce(&mut
     }
     let raw = kernel.to_string();
     drop(one);
-    let (name, text) = normal::normal(name, &raw).map_err(fail)?;
-    Ok(Source { name, text, threads, shared_bytes, args: count })
+    let (name, text) = normal::normal(name, &names, &raw).map_err(fail)?;
+    Ok(Source { name, text, threads, shared_bytes, args: names.len() })
 }
 
 /// What a driver would say of a device of this architecture.

@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 /// The entry's name in the generator's text.
 pub(super) const ENTRY: &str = "awqc_entry";
 
-/// The kernel's name and text, given the words that its name begins with and what the generator printed.
-pub(super) fn normal(stem: &str, raw: &str) -> Result<(String, String), String> {
+/// The kernel's name and text, given the words that its name begins with, the names of its arguments, and what the
+/// generator printed.
+pub(super) fn normal(stem: &str, args: &[String], raw: &str) -> Result<(String, String), String> {
     let (head, rest) = raw.split_once("\nextern \"C\"").ok_or("the text has no entry")?;
     let (signature, body) = rest.split_once(") {\n").ok_or("the entry has no body")?;
     let uses_info = body.contains("info.") || body.contains("info_");
@@ -21,11 +22,13 @@ pub(super) fn normal(stem: &str, raw: &str) -> Result<(String, String), String> 
     };
     let (declarations, statements) = declarations(body);
     let mut names = Names::default();
+    let own = args.iter().enumerate().map(|(i, name)| (format!("buffer_{i}"), name.clone()));
+    names.known.extend(own);
     let statements: Vec<String> = statements.iter().map(|line| names.rename(line)).collect();
     let mut declarations: Vec<String> = declarations.iter().map(|line| names.rename(line)).collect();
     declarations.sort_by_key(|line| (number(line), line.clone()));
     let mut text = head;
-    text.push_str(&signature.replace("( \n", "(\n").replace(")awqc_entry", ") awqc_entry"));
+    text.push_str(&names.rename(&signature.replace("( \n", "(\n").replace(")awqc_entry", ") awqc_entry")));
     text.push_str(" {\n");
     declarations.iter().chain(&statements).for_each(|line| {
         text.push_str(line);
@@ -80,7 +83,8 @@ struct Names {
 
 impl Names {
     /// Families of generated names and what they become.
-    const FAMILIES: [(&'static str, &'static str); 4] = [("l_mut_", "m"), ("l_arr_", "a"), ("l_", "v"), ("_tmp_", "t")];
+    const FAMILIES: [(&'static str, &'static str); 5] =
+        [("l_mut_", "m"), ("l_arr_", "a"), ("l_", "v"), ("_tmp_", "t"), ("shared_memory_", "s")];
 
     fn rename(&mut self, line: &str) -> String {
         let mut out = String::with_capacity(line.len());
@@ -185,8 +189,8 @@ mod tests {
                  info\n) {{\nfloat l_mut_{i};\nint l_arr_{j}[2];\nl_mut_{i} = l_arr_{j}[uint32(1)] + _tmp_{i};\n}}"
             )
         };
-        let one = normal("k", &text("A {\n}", "B {\n}", ("3", "9"))).unwrap();
-        let other = normal("k", &text("B {\n}", "A {\n}", ("4", "2"))).unwrap();
+        let one = normal("k", &["out".into()], &text("A {\n}", "B {\n}", ("3", "9"))).unwrap();
+        let other = normal("k", &["out".into()], &text("B {\n}", "A {\n}", ("4", "2"))).unwrap();
         assert_eq!(one, other);
         assert!(
             one.1.contains("m0 = a0[1u] + t0;") && !one.1.contains("info") && !one.1.contains("mma.h"),

@@ -44,12 +44,12 @@ pub fn source(arch: &Arch, shape: &Tiles, bias: bool) -> Result<Source, CudaErro
 }
 
 fn body<N: Size>(args: &mut crate::emit::Args, spec: Spec, plan: Plan) {
-    let words = args.input::<u32>();
-    let codes = args.input::<Vector<u32, N>>();
-    let x = args.input::<Vector<u32, Const<2>>>();
-    let bias = plan.bias.then(|| args.input::<f32>());
-    let y = args.output::<f32>();
-    let call = args.input::<u32>();
+    let words = args.input::<u32>("weight");
+    let codes = args.input::<Vector<u32, N>>("codes");
+    let x = args.input::<Vector<u32, Const<2>>>("x");
+    let bias = plan.bias.then(|| args.input::<f32>("bias"));
+    let y = args.output::<f32>("y");
+    let call = args.input::<u32>("call");
     let bias = bias.unwrap_or_else(|| y.clone());
     gemv::expand::<N>(args.scope(), words, codes, x, bias, y, call, spec, plan);
 }

@@ -48,6 +48,7 @@ void sync_warp();
 static constexpr unsigned warpSize = 32;
 extern "C" unsigned char dynamic_shared_mem[];
 
+using std::abs, std::exp, std::sqrt, std::tanh, std::erf, std::fma;
 using std::max;
 using std::min;
 static inline void __syncthreads() { emu::sync_block(); }
