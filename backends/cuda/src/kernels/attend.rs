@@ -35,6 +35,8 @@ pub struct Shape {
     pub value: usize,
     /// Numbers from one token's queries to the next.
     pub pitch: usize,
+    /// The first of a token's queries.
+    pub col: usize,
     /// The factor on scores.
     pub scale: f32,
     /// Positions that a token sees, itself included.
@@ -52,7 +54,7 @@ impl Shape {
     ///
     /// # Errors
     /// A sentence that says what no kernel covers.
-    pub fn of(op: &Sdpa, key: usize, value: usize, pitch: usize, half: bool, splits: usize) -> Result<Self, String> {
+    pub fn of(op: &Sdpa, key: usize, value: usize, half: bool, splits: usize) -> Result<Self, String> {
         if !op.causal {
             return Err("attention that sees later positions has no kernel".into());
         }
@@ -61,7 +63,8 @@ impl Shape {
             kv_heads: op.kv_heads as usize,
             key,
             value,
-            pitch,
+            pitch: op.heads as usize * key,
+            col: 0,
             scale: op.scale.unwrap_or_else(|| (key as f64).sqrt().recip()) as f32,
             window: op.window.and_then(|w| usize::try_from(w).ok()),
             softcap: op.softcap.map(|c| c as f32),
@@ -98,6 +101,7 @@ struct Spec {
     key: u32,
     value: u32,
     pitch: u32,
+    col: u32,
     scale: f32,
     window: u32,
     cap: f32,
@@ -116,6 +120,7 @@ impl Spec {
             key: s.key as u32,
             value: s.value as u32,
             pitch: s.pitch as u32,
+            col: s.col as u32,
             scale: s.scale,
             window: s.window.map_or(0, |w| u32::try_from(w).unwrap_or(0)),
             cap: s.softcap.unwrap_or(0.0),
@@ -194,7 +199,7 @@ fn attend<O: Float, N: Size>(
         query[comptime!(i as usize)] = 0.0f32;
         sums[comptime!(i as usize)] = 0.0f32;
         if part < key_loads {
-            let at = token * comptime!(spec.pitch) + head * comptime!(spec.key) + part * load + i;
+            let at = token * comptime!(spec.pitch) + comptime!(spec.col) + head * comptime!(spec.key) + part * load + i;
             query[comptime!(i as usize)] = q[at as usize] * comptime!(spec.scale);
         }
     }

@@ -12,7 +12,7 @@ use crate::support::{Bench, Random, error, rounded};
 const TOKENS: usize = 3;
 
 fn row(arg: usize, pitch: usize) -> Row {
-    Row { arg, pitch }
+    Row { arg, pitch, col: 0 }
 }
 
 fn source(steps: Vec<Step>, args: Vec<Kind>) -> (Rows, Source) {
@@ -160,11 +160,19 @@ fn norms_of_rows_and_of_heads() {
 
 #[test]
 fn rotations_and_the_cache() {
-    // Columns 3.. of a wider row, heads of 10 columns of which 6 turn.
+    // Columns 7.. of a wider row, heads of 10 columns of which 6 turn.
     let (pitch, heads, width, pairs, past) = (64, 3, 10, 3, 4);
     let rope = |interleaved, out| {
-        let step =
-            Step::Rope { x: row(0, pitch), cos: row(1, 8), sin: row(2, 8), heads, width, pairs, interleaved, out };
+        let step = Step::Rope {
+            x: Row { col: 7, ..row(0, pitch) },
+            cos: row(1, 8),
+            sin: row(2, 8),
+            heads,
+            width,
+            pairs,
+            interleaved,
+            out,
+        };
         let kind = if matches!(out, Out::Cache(_)) { Kind::F16 } else { Kind::F32 };
         source(vec![step], vec![Kind::F32, Kind::F32, Kind::F32, kind])
     };
@@ -178,7 +186,7 @@ fn rotations_and_the_cache() {
     let mut random = Random::new(3);
     let (x, cos, sin) = (random.floats(TOKENS * pitch), random.floats(TOKENS * 8), random.floats(TOKENS * 8));
     for (i, (interleaved, kernel)) in kernels.iter().enumerate() {
-        let mut want: Vec<f64> = (0..TOKENS).flat_map(|t| wide(&x[t * pitch..][..heads * width])).collect();
+        let mut want: Vec<f64> = (0..TOKENS).flat_map(|t| wide(&x[t * pitch + 7..][..heads * width])).collect();
         for t in 0..TOKENS {
             for (h, j) in (0..heads).flat_map(|h| (0..pairs).map(move |j| (h, j))) {
                 let at = (t * heads + h) * width;

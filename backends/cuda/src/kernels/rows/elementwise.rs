@@ -2,16 +2,16 @@
 
 use cubecl::prelude::*;
 
-use super::{Grid, Map, THREADS, Zip, first};
+use super::{From, Grid, Map, THREADS, Zip, first, start};
 
 /// Sizes, in numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Spec {
     pub(super) width: u32,
-    /// From one row of the first operand to the next.
-    pub(super) pitch: u32,
-    /// From one row of the second operand to the next.
-    pub(super) by: u32,
+    /// The first operand.
+    pub(super) from: From,
+    /// The second operand.
+    pub(super) by: From,
     /// Applied to the first operand.
     pub(super) f: Map,
 }
@@ -26,7 +26,7 @@ pub(super) fn map<O: Float>(
 ) {
     let mut c = first();
     while c < comptime!(spec.width) {
-        let value = apply(x[(CUBE_POS_Y * comptime!(spec.pitch) + c) as usize], comptime!(spec.f));
+        let value = apply(x[(start(spec.from) + c) as usize], comptime!(spec.f));
         out[(base + c) as usize] = O::cast_from(value);
         c += comptime!(THREADS * grid.blocks);
     }
@@ -44,8 +44,8 @@ pub(super) fn zip<O: Float>(
 ) {
     let mut c = first();
     while c < comptime!(spec.width) {
-        let left = apply(a[(CUBE_POS_Y * comptime!(spec.pitch) + c) as usize], comptime!(spec.f));
-        let right = b[(CUBE_POS_Y * comptime!(spec.by) + c) as usize];
+        let left = apply(a[(start(spec.from) + c) as usize], comptime!(spec.f));
+        let right = b[(start(spec.by) + c) as usize];
         let value = if comptime!(zip == Zip::Add) { left + right } else { left * right };
         out[(base + c) as usize] = O::cast_from(value);
         c += comptime!(THREADS * grid.blocks);
@@ -58,7 +58,7 @@ fn apply(x: f32, #[comptime] f: Map) -> f32 {
     match comptime!(f) {
         Map::Same => x,
         Map::Silu => x / (1.0f32 + (0.0f32 - x).exp()),
-        Map::GeluErf => 0.5f32 * x * (1.0f32 + (x * 0.707_106_77f32).erf()),
+        Map::GeluErf => 0.5f32 * x * (1.0f32 + Erf::erf(x * 0.707_106_77f32)),
         Map::GeluTanh => {
             let inner = 0.797_884_6f32 * (x + 0.044_715f32 * x * x * x);
             0.5f32 * x * (1.0f32 + tanh(inner))

@@ -32,6 +32,8 @@ pub struct Row {
     pub arg: usize,
     /// Numbers from one token's row to the next.
     pub pitch: usize,
+    /// The first number of the row that is meant.
+    pub col: usize,
 }
 
 /// Where a step leaves its result.
@@ -143,14 +145,21 @@ impl Step {
         }
     }
 
-    /// The arguments that it reads and that steps write.
-    fn reads(&self) -> Vec<usize> {
+    /// The columns of rows that it reads.
+    fn reads(&self) -> Vec<Span> {
+        let span = |row: &Row, width: usize| Span { arg: row.arg, from: row.col, to: row.col + width };
         match self {
             Step::Embed { .. } => Vec::new(),
-            Step::RmsNorm { x, .. } | Step::LayerNorm { x, .. } | Step::Map { x, .. } => vec![x.arg],
-            Step::Rope { x, cos, sin, .. } => vec![x.arg, cos.arg, sin.arg],
-            Step::Zip { a, b, .. } => vec![a.arg, b.arg],
+            Step::LayerNorm { x, width, .. } | Step::Map { x, width, .. } => vec![span(x, *width)],
+            Step::RmsNorm { x, heads, width, .. } | Step::Rope { x, heads, width, .. } => vec![span(x, heads * width)],
+            Step::Zip { a, b, width, .. } => vec![span(a, *width), span(b, *width)],
         }
+    }
+
+    /// The columns that it writes.
+    fn writes(&self) -> Span {
+        let row = self.out().row();
+        Span { arg: row.arg, from: row.col, to: row.col + self.columns() }
     }
 
     fn out(&self) -> Out {
@@ -200,10 +209,12 @@ impl Rows {
     fn waits(&self, i: usize) -> bool {
         let step = &self.steps[i];
         self.steps[..i].iter().any(|earlier| {
-            let touched = step.reads().contains(&earlier.out().row().arg)
-                || earlier.reads().contains(&step.out().row().arg)
-                || earlier.out().row().arg == step.out().row().arg;
-            touched && !(earlier.columnwise() && step.columnwise() && earlier.columns() == step.columns())
+            let (before, now) = (earlier.writes(), step.writes());
+            let pairs = step.reads().into_iter().map(|r| (before, r));
+            let pairs = pairs.chain(earlier.reads().into_iter().map(|r| (r, now))).chain([(before, now)]);
+            // The same thread takes the same column in both: it needs to wait for nobody.
+            let apart = earlier.columnwise() && step.columnwise();
+            pairs.into_iter().any(|(a, b)| a.meets(b) && !(apart && a == b))
         })
     }
 
@@ -235,6 +246,20 @@ impl Rows {
                 expand(args.scope(), step, &own, &call, grid);
             }
         })
+    }
+}
+
+/// Columns of an argument.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Span {
+    arg: usize,
+    from: usize,
+    to: usize,
+}
+
+impl Span {
+    fn meets(self, other: Span) -> bool {
+        self.arg == other.arg && self.from < other.to && other.from < self.to
     }
 }
 
@@ -280,12 +305,19 @@ impl Operand {
     }
 }
 
+/// Where an operand's rows lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct From {
+    pitch: u32,
+    col: u32,
+}
+
 /// Where a thread writes: an array of numbers of one type.
 struct Target<O: CubePrimitive> {
     array: NativeExpand<Array<O>>,
     /// The row of a position, not of a token.
     cache: bool,
-    pitch: u32,
+    row: Row,
 }
 
 /// Appends one step.
@@ -294,11 +326,11 @@ fn expand(scope: &mut Scope, step: &Step, args: &[Operand], call: &NativeExpand<
     let cache = matches!(step.out(), Out::Cache(_));
     match &args[row.arg] {
         Operand::F32(array) => {
-            let target = Target { array: array.clone(), cache, pitch: row.pitch as u32 };
+            let target = Target { array: array.clone(), cache, row };
             expand_to::<f32>(scope, step, args, call, target, grid);
         }
         Operand::F16(array) => {
-            let target = Target { array: array.clone(), cache, pitch: row.pitch as u32 };
+            let target = Target { array: array.clone(), cache, row };
             expand_to::<f16>(scope, step, args, call, target, grid);
         }
         Operand::Bf16(_) | Operand::Ints(_) => unreachable!("results are f32 or f16"),
@@ -313,8 +345,8 @@ fn expand_to<O: cubecl::prelude::Float>(
     to: Target<O>,
     grid: Grid,
 ) {
-    let base = place::expand(scope, call.clone(), to.cache, to.pitch);
-    let rows = |row: &Row| (args[row.arg].f32(), row.pitch as u32);
+    let base = place::expand(scope, call.clone(), to.cache, to.row.pitch as u32, to.row.col as u32);
+    let rows = |row: &Row| (args[row.arg].f32(), From { pitch: row.pitch as u32, col: row.col as u32 });
     // A parameter that is missing is never read.
     let parameter = |at: &Option<usize>, x: &Row| args[at.unwrap_or(x.arg)].f32();
     match *step {
@@ -329,10 +361,10 @@ fn expand_to<O: cubecl::prelude::Float>(
             }
         }
         Step::RmsNorm { x, gain, heads, width, eps, .. } => {
-            let (array, pitch) = rows(&x);
+            let (array, from) = rows(&x);
             let gains = parameter(&gain, &x);
             let spec =
-                norm::Spec { width: width as u32, heads: heads as u32, pitch, eps, gain: gain.is_some(), bias: false };
+                norm::Spec { width: width as u32, heads: heads as u32, from, eps, gain: gain.is_some(), bias: false };
             if heads == 1 {
                 norm::rms_norm::expand(scope, array, gains, to.array, base, spec);
             } else {
@@ -340,45 +372,39 @@ fn expand_to<O: cubecl::prelude::Float>(
             }
         }
         Step::LayerNorm { x, gain, bias, width, eps, .. } => {
-            let (array, pitch) = rows(&x);
+            let (array, from) = rows(&x);
             let (gains, biases) = (parameter(&gain, &x), parameter(&bias, &x));
             let spec =
-                norm::Spec { width: width as u32, heads: 1, pitch, eps, gain: gain.is_some(), bias: bias.is_some() };
+                norm::Spec { width: width as u32, heads: 1, from, eps, gain: gain.is_some(), bias: bias.is_some() };
             norm::layer_norm::expand(scope, array, gains, biases, to.array, base, spec);
         }
         Step::Rope { x, cos, sin, heads, width, pairs, interleaved, .. } => {
-            let (array, pitch) = rows(&x);
+            let (array, from) = rows(&x);
             let ((cos, angles), (sin, _)) = (rows(&cos), rows(&sin));
-            let spec = rope::Spec {
-                heads: heads as u32,
-                width: width as u32,
-                pairs: pairs as u32,
-                interleaved,
-                pitch,
-                angles,
-            };
+            let spec =
+                rope::Spec { heads: heads as u32, width: width as u32, pairs: pairs as u32, interleaved, from, angles };
             rope::rope::expand(scope, array, cos, sin, to.array, base, spec, grid);
         }
         Step::Map { x, f, width, .. } => {
-            let (array, pitch) = rows(&x);
+            let (array, from) = rows(&x);
             elementwise::map::expand(
                 scope,
                 array,
                 to.array,
                 base,
-                elementwise::Spec { width: width as u32, pitch, by: 0, f },
+                elementwise::Spec { width: width as u32, from, by: from, f },
                 grid,
             );
         }
         Step::Zip { a, f, b, zip, width, .. } => {
-            let ((a, pitch), (b, by)) = (rows(&a), rows(&b));
+            let ((a, from), (b, by)) = (rows(&a), rows(&b));
             elementwise::zip::expand(
                 scope,
                 a,
                 b,
                 to.array,
                 base,
-                elementwise::Spec { width: width as u32, pitch, by, f },
+                elementwise::Spec { width: width as u32, from, by, f },
                 zip,
                 grid,
             );
@@ -388,8 +414,18 @@ fn expand_to<O: cubecl::prelude::Float>(
 
 /// Where the token's row begins in the target.
 #[cube]
-fn place(call: &Array<u32>, #[comptime] cache: bool, #[comptime] pitch: u32) -> u32 {
-    if comptime!(cache) { (call[comptime!(Call::Past as usize)] + CUBE_POS_Y) * pitch } else { CUBE_POS_Y * pitch }
+fn place(call: &Array<u32>, #[comptime] cache: bool, #[comptime] pitch: u32, #[comptime] col: u32) -> u32 {
+    if comptime!(cache) {
+        (call[comptime!(Call::Past as usize)] + CUBE_POS_Y) * pitch + col
+    } else {
+        CUBE_POS_Y * pitch + col
+    }
+}
+
+/// Where the token's row begins in an operand.
+#[cube]
+fn start(#[comptime] from: From) -> u32 {
+    CUBE_POS_Y * comptime!(from.pitch) + comptime!(from.col)
 }
 
 /// The first column, or pair, or head of this thread.

@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::{Grid, THREADS, first};
+use super::{From, Grid, THREADS, first, start};
 use crate::kernels::tile::WARP;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -10,8 +10,7 @@ pub(super) struct Spec {
     /// Columns of a row, or of a head.
     pub(super) width: u32,
     pub(super) heads: u32,
-    /// From one row to the next.
-    pub(super) pitch: u32,
+    pub(super) from: From,
     pub(super) eps: f32,
     pub(super) gain: bool,
     pub(super) bias: bool,
@@ -25,7 +24,7 @@ pub(super) fn rms_norm<O: Float>(
     base: u32,
     #[comptime] spec: Spec,
 ) {
-    let row = CUBE_POS_Y * comptime!(spec.pitch);
+    let row = start(spec.from);
     let mut squares = 0.0f32;
     let mut c = UNIT_POS_X;
     while c < comptime!(spec.width) {
@@ -55,7 +54,7 @@ pub(super) fn layer_norm<O: Float>(
     base: u32,
     #[comptime] spec: Spec,
 ) {
-    let row = CUBE_POS_Y * comptime!(spec.pitch);
+    let row = start(spec.from);
     let mut sum = 0.0f32;
     let mut c = UNIT_POS_X;
     while c < comptime!(spec.width) {
@@ -95,7 +94,7 @@ pub(super) fn head_norm<O: Float>(
     #[comptime] spec: Spec,
     #[comptime] grid: Grid,
 ) {
-    let row = CUBE_POS_Y * comptime!(spec.pitch);
+    let row = start(spec.from);
     let lane = UNIT_POS_X % WARP;
     let mut head = first() / WARP;
     while head < comptime!(spec.heads) {
