@@ -130,13 +130,28 @@ impl Nvrtc {
     /// # Errors
     /// When NVRTC refuses it; the message holds its log.
     pub fn compile(&self, source: &Source, arch: &Arch) -> Result<Compiled, CudaError> {
-        let ptx = self.run(source, arch, &format!("compute_{}", arch.sm), false)?.0;
-        let (cubin, log) = self.run(source, arch, &arch.name(), true)?;
+        let ptx = self.run(&source.name, &source.text, arch, &format!("compute_{}", arch.sm), false)?.0;
+        let (cubin, log) = self.run(&source.name, &source.text, arch, &arch.name(), true)?;
         Ok(Compiled { ptx, cubin, resources: resources(source, arch, &log) })
     }
 
-    fn run(&self, source: &Source, arch: &Arch, target: &str, binary: bool) -> Result<(Vec<u8>, String), CudaError> {
-        let refused = |log: String| CudaError::Nvrtc { kernel: source.name.clone(), arch: arch.name(), log };
+    /// The machine code of a kernel whose text was written by an earlier compile.
+    ///
+    /// # Errors
+    /// As [`Nvrtc::compile`].
+    pub fn compile_text(&self, name: &str, text: &str, arch: &Arch) -> Result<Vec<u8>, CudaError> {
+        Ok(self.run(name, text, arch, &arch.name(), true)?.0)
+    }
+
+    fn run(
+        &self,
+        name: &str,
+        code: &str,
+        arch: &Arch,
+        target: &str,
+        binary: bool,
+    ) -> Result<(Vec<u8>, String), CudaError> {
+        let refused = |log: String| CudaError::Nvrtc { kernel: name.into(), arch: arch.name(), log };
         let text = |s: &str| CString::new(s).map_err(|_| refused("the text holds a zero".into()));
         let mut options = vec![text(&format!("--gpu-architecture={target}"))?, text("--std=c++17")?];
         if binary {
@@ -145,8 +160,8 @@ impl Nvrtc {
         for include in &self.includes {
             options.push(text(&format!("--include-path={}", include.display()))?);
         }
-        let options: Vec<*const c_char> = options.iter().map(|o| o.as_ptr()).collect::<Vec<_>>();
-        let (code, name) = (text(&source.text)?, text(&format!("{}.cu", source.name))?);
+        let pointers: Vec<*const c_char> = options.iter().map(|o| o.as_ptr()).collect();
+        let (code, name) = (text(code)?, text(&format!("{name}.cu"))?);
         let f = &self.functions;
         let mut program: Program = ptr::null_mut();
         // SAFETY: strings end in zeros and live through the calls; results are read into buffers of the size that NVRTC
@@ -155,7 +170,7 @@ impl Nvrtc {
             if (f.create)(&mut program, code.as_ptr(), name.as_ptr(), 0, ptr::null(), ptr::null()) != 0 {
                 return Err(refused("no program could be made".into()));
             }
-            let status = (f.compile)(program, options.len() as c_int, options.as_ptr());
+            let status = (f.compile)(program, pointers.len() as c_int, pointers.as_ptr());
             let log = read(program, f.log_size, f.log);
             let out = match (status, binary) {
                 (0, true) => read(program, f.cubin_size, f.cubin),

@@ -77,8 +77,9 @@ pub enum Zip {
     Mul,
 }
 
-/// One step.
+/// One step. Arguments are given by number; `width` counts columns: of a row, or of one of `heads` heads.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[expect(missing_docs, reason = "the formulas name the fields")]
 pub enum Step {
     /// Row `index + offset` of a table `[rows, width]`.
     Embed { table: usize, of: Float, index: usize, offset: u32, width: usize, out: Out },
