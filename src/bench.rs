@@ -61,12 +61,67 @@ fn quantile(samples: &[f64], q: f64) -> f64 {
     sorted.get(at).copied().unwrap_or(f64::NAN)
 }
 
+/// What can be measured.
+pub trait Subject {
+    /// Tokens that the model knows.
+    fn vocabulary(&self) -> usize;
+
+    /// Bytes of weights that every token reads.
+    fn bytes_per_token(&self) -> usize;
+
+    /// Forgets all earlier positions.
+    fn reset(&mut self);
+
+    /// Computes the logits of the last of `ids`, which continue what was seen.
+    ///
+    /// # Errors
+    /// When there is too little room.
+    fn run(&mut self, ids: &[i32]) -> Result<(), Failure>;
+}
+
+impl Subject for Session<'_> {
+    fn vocabulary(&self) -> usize {
+        self.vocabulary()
+    }
+
+    fn bytes_per_token(&self) -> usize {
+        self.bytes_per_token()
+    }
+
+    fn reset(&mut self) {
+        self.reset();
+    }
+
+    fn run(&mut self, ids: &[i32]) -> Result<(), Failure> {
+        Ok(self.forward_each(ids, Logits::Last, &mut |_, _| ())?)
+    }
+}
+
+impl Subject for awqc_cuda::Session {
+    fn vocabulary(&self) -> usize {
+        self.plan().vocabulary
+    }
+
+    fn bytes_per_token(&self) -> usize {
+        self.plan().bytes_per_token
+    }
+
+    fn reset(&mut self) {
+        self.reset();
+    }
+
+    fn run(&mut self, ids: &[i32]) -> Result<(), Failure> {
+        self.forward(ids, Logits::Last)?;
+        Ok(())
+    }
+}
+
 /// Runs one test: a warm-up, then `repetitions`. Generation starts behind `depth` positions.
 ///
 /// # Errors
 /// When the session has too little room, or the user interrupts.
 pub fn measure(
-    session: &mut Session<'_>,
+    session: &mut dyn Subject,
     test: Test,
     depth: usize,
     repetitions: usize,
@@ -81,13 +136,13 @@ pub fn measure(
         interrupt.check()?;
         session.reset();
         if depth > 0 {
-            session.forward(&tokens(depth), Logits::Last)?;
+            session.run(&tokens(depth))?;
         }
         let (count, start) = match test {
             Test::Prompt(n) => {
                 let prompt = tokens(n);
                 let start = Instant::now();
-                session.forward_each(&prompt, Logits::Last, &mut |_, _| ())?;
+                session.run(&prompt)?;
                 (n, start)
             }
             Test::Generate(n) => {
@@ -95,7 +150,7 @@ pub fn measure(
                 let start = Instant::now();
                 for id in &ids {
                     let one = Instant::now();
-                    session.forward_each(&[*id], Logits::Last, &mut |_, _| ())?;
+                    session.run(&[*id])?;
                     if repetition > 0 {
                         times.push(1e3 * one.elapsed().as_secs_f64());
                     }

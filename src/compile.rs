@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use awqc_cuda::arch::Arch;
 use awqc_exec::emit::{self, EmitCx, EmitError, Emitter, Existing, HfAwq, Reference, Staging};
 use awqc_exec::{Control, HostExecutor};
 use awqc_frontends::Kind;
@@ -15,6 +16,7 @@ use serde::Serialize;
 use serde_json::{Value as Json, json};
 
 use crate::calibration::Calibration;
+use crate::device::write_kernels;
 use crate::failure::{Exit, Failure};
 use crate::generate;
 use crate::interrupt::Interrupt;
@@ -61,6 +63,8 @@ pub struct Request<'a> {
     pub watch: &'a Watch,
     /// Stops the work.
     pub interrupt: &'a Interrupt,
+    /// Where to look for NVRTC, for CUDA targets.
+    pub nvrtc: &'a [PathBuf],
     /// No progress.
     pub quiet: bool,
 }
@@ -113,6 +117,9 @@ pub struct Report {
     pub records: serde_json::Map<String, Json>,
     /// What people should look at.
     pub remarks: Vec<Remark>,
+    /// What people should know of the kernels.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// Counts weights.
@@ -166,6 +173,13 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     }
     verify(&model.module).map_err(|d| Failure::new(Exit::BadInput, d))?;
     refuse_quantized(&model.module)?;
+    if let (Some(sm), None) = (request.target.cuda, &request.pipeline) {
+        // Before work is lost.
+        Arch::find(sm)?;
+        awqc_cuda::check(&model.module, request.quant).map_err(|e| {
+            Failure::from(e).help("another --group may fit, or another target: cpu-native runs every shape")
+        })?;
+    }
     let extra = model.files.iter().map(|f| Ok(emit::ExtraFile { name: f.name.clone(), bytes: model.read(f)? }));
     let extra = extra.collect::<Result<Vec<_>, Failure>>()?;
     let mut emitter: Box<dyn Emitter> = match request.target.format {
@@ -267,10 +281,18 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     if let Some(folder) = &statistics {
         folder.finish()?;
     }
-    let report = report(request, &pipeline, calibrated, &tally, &mut remarks);
-    let text = serde_json::to_string_pretty(&report).map_err(|e| Failure::new(Exit::Failed, e))?;
+    let mut report = report(request, &pipeline, calibrated, &tally, &mut remarks);
     let module = verify(&module).map_err(|d| Failure::new(Exit::Check, d))?;
     emitter.finish(module).map_err(emit_failure)?;
+    if let Some(sm) = request.target.cuda {
+        for note in write_kernels(staging.path(), sm, request.nvrtc, request.quiet)? {
+            if !request.quiet {
+                say(&format!("note: {note}"));
+            }
+            report.notes.push(note);
+        }
+    }
+    let text = serde_json::to_string_pretty(&report).map_err(|e| Failure::new(Exit::Failed, e))?;
     crate::files::write(&staging.path().join("report.json"), text.as_bytes())?;
     staging.commit().map_err(emit_failure)?;
     if let Some(work) = work {
@@ -350,6 +372,7 @@ fn report(request: &Request<'_>, pipeline: &str, calibration: Json, tally: &Tall
         sites,
         records,
         remarks: remarks.list.iter().filter(|r| r.kind == awqc_passes::RemarkKind::Warning).cloned().collect(),
+        notes: Vec::new(),
     }
 }
 

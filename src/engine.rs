@@ -6,6 +6,7 @@ use awqc_ir::verify::verify;
 use awqc_ir::{Layout, WeightExpr};
 use awqc_passes::Tensor;
 
+use crate::device::has_kernels;
 use crate::failure::{Exit, Failure};
 use crate::model::Model;
 use crate::progress::say;
@@ -43,6 +44,25 @@ impl Engine for awqc_cpu::Session<'_> {
     }
 }
 
+impl Engine for awqc_cuda::Session {
+    fn forward(&mut self, ids: &[i32], logits: Logits) -> Result<Tensor, Failure> {
+        Ok(Self::forward(self, ids, logits)?)
+    }
+
+    fn reset(&mut self) {
+        Self::reset(self);
+    }
+}
+
+/// Where a model with kernels for a device runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Where {
+    /// On the CUDA device.
+    Cuda,
+    /// On the processor, weights decoded to f32: slow.
+    Host,
+}
+
 /// How to run a model, as the command line says it.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct EngineArgs {
@@ -59,6 +79,9 @@ pub struct EngineArgs {
     /// The instruction set of the packed kernels; the best that the machine and the model's target have if not given.
     #[arg(long, value_name = "ISA")]
     pub isa: Option<Isa>,
+    /// Where a model with CUDA kernels runs: on the device, which is the default, or on the processor, which is slow.
+    #[arg(long, value_name = "cuda|host")]
+    pub device: Option<Where>,
 }
 
 fn activations(text: &str) -> Result<Activations, String> {
@@ -83,6 +106,7 @@ impl EngineArgs {
     /// # Errors
     /// Then.
     pub fn refuse(&self) -> Result<(), Failure> {
+        self.refuse_device()?;
         let given = [
             ("--ctx", self.ctx.is_some()),
             ("--act", self.act.is_some()),
@@ -98,6 +122,35 @@ impl EngineArgs {
             None => Ok(()),
         }
     }
+}
+
+impl EngineArgs {
+    /// An error if a device is asked for, and the model has no kernels for one.
+    fn refuse_device(&self) -> Result<(), Failure> {
+        match self.device {
+            Some(Where::Cuda) => Err(Failure::new(Exit::Usage, "--device cuda: the model has no kernels for a device")
+                .help("compile it with --target cuda-sm80, cuda-sm86, cuda-sm89 or cuda-sm90")),
+            Some(Where::Host) | None => Ok(()),
+        }
+    }
+}
+
+/// Whether a device runs this model.
+pub fn on_device(model: &Model, args: &EngineArgs) -> bool {
+    args.device != Some(Where::Host) && has_kernels(model)
+}
+
+/// The model on the device.
+///
+/// # Errors
+/// When there is no device that can run it, or something is asked for that only processors have.
+pub fn device(model: &Model, args: &EngineArgs, context: usize) -> Result<awqc_cuda::Session, Failure> {
+    let given = [("--act", args.act.is_some()), ("--isa", args.isa.is_some())];
+    if let Some((flag, _)) = given.into_iter().find(|(_, given)| *given) {
+        return Err(Failure::new(Exit::Usage, format!("{flag} is for models that run on the processor"))
+            .help("leave it out, or compile the model for a CPU target: --target cpu-native"));
+    }
+    crate::device::session(model, args.ctx.unwrap_or(context))
 }
 
 /// Whether packed kernels run this model: some of its weights are in their layout.
@@ -121,7 +174,11 @@ pub fn engine<'m>(
     context: usize,
     threads: usize,
 ) -> Result<Box<dyn Engine + 'm>, Failure> {
+    if on_device(model, args) {
+        return Ok(Box::new(device(model, args, context)?));
+    }
     if packed(model) {
+        args.refuse_device()?;
         return Ok(Box::new(cpu(model, args, context, threads)?));
     }
     args.refuse()?;

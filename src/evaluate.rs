@@ -8,7 +8,7 @@ use awqc_ir::verify::verify;
 use awqc_passes::{ExecError, Tensor};
 use rayon::prelude::*;
 
-use crate::engine::{EngineArgs, cpu, packed};
+use crate::engine::{Engine, EngineArgs, engine, on_device, packed};
 use crate::failure::{Exit, Failure};
 use crate::interrupt::Interrupt;
 use crate::metrics::{Metrics, Summary, score};
@@ -36,7 +36,8 @@ pub fn evaluate(
     if let Some(other) = against {
         same_vocabulary(model, other)?;
     }
-    if !packed(model) && !against.is_some_and(packed) {
+    let own = |m: &Model| packed(m) || on_device(m, args);
+    if !own(model) && !against.is_some_and(own) {
         args.refuse()?;
     }
     let mut model = Scorer::new(model, args, threads, windows, "evaluate", interrupt, quiet)?;
@@ -127,7 +128,7 @@ enum Scorer<'a> {
     /// All windows stand before the last region.
     Together(Ready<'a>),
     /// Windows run one after the other, from their first piece to their last.
-    InTurn { session: Box<awqc_cpu::Session<'a>>, windows: &'a [Vec<i32>] },
+    InTurn { session: Box<dyn Engine + 'a>, windows: &'a [Vec<i32>] },
 }
 
 impl<'a> Scorer<'a> {
@@ -140,9 +141,9 @@ impl<'a> Scorer<'a> {
         interrupt: &Interrupt,
         quiet: bool,
     ) -> Result<Self, Failure> {
-        if packed(model) {
+        if packed(model) || on_device(model, args) {
             let longest = windows.iter().map(Vec::len).max().unwrap_or(0);
-            return Ok(Self::InTurn { session: Box::new(cpu(model, args, longest, threads)?), windows });
+            return Ok(Self::InTurn { session: engine(model, args, longest, threads)?, windows });
         }
         Ok(Self::Together(ready(model, windows, label, interrupt, quiet)?))
     }
@@ -172,7 +173,7 @@ impl<'a> Scorer<'a> {
                     if p.first == 0 {
                         session.reset();
                     }
-                    Ok(session.forward(&windows[p.window][p.first..p.first + p.len], Logits::All)?)
+                    session.forward(&windows[p.window][p.first..p.first + p.len], Logits::All)
                 };
                 pieces.iter().map(&mut next).collect()
             }

@@ -1,9 +1,10 @@
 //! The driver of `awqc`, as a library: open a model, run a pipeline over it, write an artefact, measure it.
 //!
 //! The program is [`main`] with a [`Registry`](awqc_passes::Registry); a tool with passes of its own calls it with a
-//! longer registry. The parts are re-exported: [`ir`], [`frontends`], [`passes`], [`exec`], [`cpu`].
+//! longer registry. The parts are re-exported: [`ir`], [`frontends`], [`passes`], [`exec`], [`cpu`], [`cuda`].
 
 pub use awqc_cpu as cpu;
+pub use awqc_cuda as cuda;
 pub use awqc_exec as exec;
 pub use awqc_frontends as frontends;
 pub use awqc_ir as ir;
@@ -15,6 +16,7 @@ pub mod calibration;
 pub mod chat;
 mod cli;
 pub mod compile;
+pub mod device;
 pub mod engine;
 pub mod evaluate;
 pub mod failure;

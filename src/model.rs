@@ -1,6 +1,6 @@
 //! An opened model: its graph, its tensors, its tokenizer.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use awqc_frontends::{ExtraFile, Imported, Kind};
@@ -25,6 +25,8 @@ pub struct Model {
     pub kind: Kind,
     /// The target that an artefact was compiled for.
     pub target: Option<String>,
+    /// Where it was opened.
+    pub path: PathBuf,
 }
 
 impl Model {
@@ -40,7 +42,7 @@ impl Model {
             .ok()
             .and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok())
             .and_then(|report| Some(report.get("target")?.as_str()?.to_owned()));
-        Ok(Self { module, source, config, files, target, notes, kind })
+        Ok(Self { module, source, config, files, target, notes, kind, path: path.to_owned() })
     }
 
     /// The graph of an artefact as it was compiled, with the origin of every weight.

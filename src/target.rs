@@ -37,6 +37,8 @@ pub struct Target {
     pub group: u32,
     /// For artefacts that the packed kernels run.
     pub cpu: Option<Cpu>,
+    /// For artefacts with kernels for GPUs: the architecture, 89 for `sm_89`.
+    pub cuda: Option<u32>,
 }
 
 /// A CPU target. All have one layout, so that every machine runs every artefact; they differ in the instructions that
@@ -50,6 +52,21 @@ const fn cpu(name: &'static str, summary: &'static str, isa: Option<Isa>) -> Tar
         format: Format::Artefact,
         group: 128,
         cpu: Some(Cpu { isa }),
+        cuda: None,
+    }
+}
+
+/// A CUDA target. All have one layout; they differ in the machine code beside the weights.
+const fn cuda(name: &'static str, summary: &'static str, sm: u32) -> Target {
+    Target {
+        name,
+        summary,
+        pipeline: "canonicalize,dce,profile,awq-scale,awq-clip,quantize{SCHEME},HEAD,\
+                   fuse-qkv,fuse-gate-up,fuse-norm,fuse-rope,fuse-swiglu,dce,pack{layout=mma16}",
+        format: Format::Artefact,
+        group: 128,
+        cpu: None,
+        cuda: Some(sm),
     }
 }
 
@@ -61,6 +78,10 @@ pub const TARGETS: &[Target] = &[
     cpu("cpu-avx512vnni", "packed kernels for AVX-512 with VNNI", Some(Isa::Avx512Vnni)),
     cpu("cpu-neon", "packed kernels for 64-bit ARM", Some(Isa::Neon)),
     cpu("cpu-neon-dotprod", "packed kernels for 64-bit ARM with dot products", Some(Isa::NeonDotprod)),
+    cuda("cuda-sm80", "CUDA kernels for Ampere in data centres: A100, A30", 80),
+    cuda("cuda-sm86", "CUDA kernels for Ampere: RTX 30, A10, A40", 86),
+    cuda("cuda-sm89", "CUDA kernels for Ada: RTX 40, L4, L40", 89),
+    cuda("cuda-sm90", "CUDA kernels for Hopper: H100, H200", 90),
     Target {
         name: "reference",
         summary: "a fused artefact that awqc runs by decoding the weights to f32",
@@ -69,6 +90,7 @@ pub const TARGETS: &[Target] = &[
         format: Format::Artefact,
         group: 128,
         cpu: None,
+        cuda: None,
     },
     Target {
         name: "hf-awq",
@@ -77,6 +99,7 @@ pub const TARGETS: &[Target] = &[
         format: Format::HfAwq,
         group: 128,
         cpu: None,
+        cuda: None,
     },
 ];
 

@@ -253,6 +253,7 @@ pub mod panels;
 pub mod region;
 pub mod tensor;
 pub mod text;
+pub mod tiles;
 pub mod ty;
 pub mod verify;
 pub mod view;

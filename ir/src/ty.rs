@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::panels::Panels;
 use crate::tensor::Stored;
+use crate::tiles::Tiles;
 
 /// A short immutable string: a name for people, or a symbolic dimension.
 pub type Name = Arc<str>;
@@ -220,12 +221,19 @@ pub enum Layout {
     /// As `rows`, but every 32 columns in the order of the AWQ paper (section 4.2): byte `e` of 16 holds columns `e` and
     /// `e + 16`, and rows are padded to whole blocks. Four bits.
     Simd16,
+    /// Tiles of 16 rows and 64 columns for tensor cores: `.mma16` u8 `[panels, bytes]`; see [`crate::tiles`].
+    Mma16,
 }
 
 impl Layout {
     /// Every layout with its name in the text form.
-    pub const ALL: [(Layout, &'static str); 4] =
-        [(Layout::Rows, "rows"), (Layout::AwqGemm, "awq_gemm"), (Layout::R16, "r16"), (Layout::Simd16, "simd16")];
+    pub const ALL: [(Layout, &'static str); 5] = [
+        (Layout::Rows, "rows"),
+        (Layout::AwqGemm, "awq_gemm"),
+        (Layout::R16, "r16"),
+        (Layout::Simd16, "simd16"),
+        (Layout::Mma16, "mma16"),
+    ];
 
     /// The stored parts of a `[rows, cols]` weight: suffix of the tensor's name, storage and shape. Empty when a size
     /// overflows.
@@ -251,6 +259,10 @@ impl Layout {
                 .map(|p| (".r16", Stored::U8, vec![p.panels(), p.panel_bytes()]))
                 .into_iter()
                 .collect(),
+            Layout::Mma16 => Tiles::of(quant, rows, cols)
+                .map(|t| (".mma16", Stored::U8, vec![t.panels(), t.panel_bytes()]))
+                .into_iter()
+                .collect(),
         }
     }
 }
@@ -262,6 +274,7 @@ impl fmt::Display for Layout {
             Layout::AwqGemm => "awq_gemm",
             Layout::R16 => "r16",
             Layout::Simd16 => "simd16",
+            Layout::Mma16 => "mma16",
         })
     }
 }

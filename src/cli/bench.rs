@@ -4,14 +4,13 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use awqc_cpu::Isa;
-use awqc_exec::Logits;
 use awqc_ir::{Group, Quant};
 use serde_json::json;
 
 use super::{Context, print_json};
 use crate::bandwidth::bandwidth;
-use crate::bench::{Row, SHAPES, Test, kernel, measure};
-use crate::engine::{EngineArgs, cpu};
+use crate::bench::{Row, SHAPES, Subject, Test, kernel, measure};
+use crate::engine::{EngineArgs, cpu, device, on_device};
 use crate::failure::{Exit, Failure};
 use crate::model::Model;
 use crate::order::orders;
@@ -66,23 +65,23 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     let begin = Instant::now();
     let model = Model::open(&args.model)?;
     let room = args.depth + args.prompt.max(args.generate).max(1);
-    let mut session = cpu(&model, &args.engine, room, context.threads)?;
-    session.forward(&[0], Logits::Last)?;
+    let mut opened = open(context, args, &model, room)?;
+    let session = opened.session.as_mut();
+    session.run(&[0])?;
     let first_token = begin.elapsed().as_secs_f64();
-    let options = *session.options();
     let bytes = session.bytes_per_token();
-    let limit = bandwidth(options.threads);
+    let limit = opened.bandwidth;
     let tests = [Test::Prompt(args.prompt), Test::Generate(args.generate)];
     let mut rows = Vec::new();
     for test in tests.into_iter().filter(|t| !matches!(t, Test::Prompt(0) | Test::Generate(0))) {
-        rows.push(measure(&mut session, test, args.depth, args.repetitions, limit, &context.interrupt)?);
+        rows.push(measure(session, test, args.depth, args.repetitions, limit, &context.interrupt)?);
     }
     let name = args.model.file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy());
     match output {
         Output::Json => print_json(&json!({
             "model": name,
-            "isa": options.isa.name(),
-            "threads": options.threads,
+            "isa": opened.runs_on,
+            "threads": opened.threads,
             "bytes_per_token": bytes,
             "load_to_first_token_seconds": first_token,
             "read_gigabytes_per_second": limit,
@@ -100,8 +99,8 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
                 let number = |v: Option<f64>, digits: usize| v.map_or_else(String::new, |v| format!("{v:.digits$}"));
                 vec![
                     name.to_string(),
-                    options.isa.name().to_owned(),
-                    options.threads.to_string(),
+                    opened.runs_on.clone(),
+                    opened.threads.to_string(),
                     r.test.clone(),
                     format!("{:.2}", r.tokens_per_second),
                     format!("{:.2}", r.deviation),
@@ -116,6 +115,32 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
             Ok(())
         }
     }
+}
+
+/// A model that is ready to be measured.
+struct Opened<'m> {
+    session: Box<dyn Subject + 'm>,
+    /// The instruction set, or the device.
+    runs_on: String,
+    threads: usize,
+    /// What reading memory alone reaches, in gigabytes a second.
+    bandwidth: f64,
+}
+
+fn open<'m>(context: &Context, args: &Args, model: &'m Model, room: usize) -> Result<Opened<'m>, Failure> {
+    if on_device(model, &args.engine) {
+        let session = device(model, &args.engine, room)?;
+        let (runs_on, bandwidth) = (session.device().name().to_owned(), crate::device::bandwidth(session.device())?);
+        return Ok(Opened { session: Box::new(session), runs_on, threads: 1, bandwidth });
+    }
+    let session = cpu(model, &args.engine, room, context.threads)?;
+    let options = *session.options();
+    Ok(Opened {
+        session: Box::new(session),
+        runs_on: options.isa.name().to_owned(),
+        threads: options.threads,
+        bandwidth: bandwidth(options.threads),
+    })
 }
 
 /// Single products over the instruction sets that the machine has.

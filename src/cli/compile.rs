@@ -40,12 +40,15 @@ pub(super) struct Args {
     /// Symmetric codes, without zero points.
     #[arg(long)]
     symmetric: bool,
-    /// Bits of the output head, for CPU targets: 8, or 16 to leave it as it is.
+    /// Bits of the output head, for CPU and CUDA targets: 8, or 16 to leave it as it is.
     #[arg(long, default_value_t = 8)]
     head_bits: u8,
     /// The passes to run in place of the target's own; `quantize{SCHEME}` has the bits and groups of the flags.
     #[arg(long, value_name = "PIPELINE")]
     passes: Option<String>,
+    /// For CUDA targets: a folder with NVRTC, NVIDIA's run-time compiler: a toolkit's, or `nvidia` of its Python packages.
+    #[arg(long, value_name = "DIR")]
+    nvrtc: Vec<PathBuf>,
     #[command(flatten)]
     calibration: CalibrationArgs,
     /// Keep the statistics of the activations in this folder, for other compiles of the same model.
@@ -119,6 +122,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
         resume: args.resume,
         watch: &args.watch,
         interrupt: &context.interrupt,
+        nvrtc: &args.nvrtc,
         quiet: context.quiet,
     };
     let outcome = compile(&request)?;

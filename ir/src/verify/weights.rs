@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::id::WeightId;
 use crate::text::Entity;
+use crate::tiles::Tiles;
 use crate::ty::{Dim, Elem, Layout, Type};
 use crate::weight::WeightExpr;
 
@@ -90,6 +91,10 @@ fn quantized(ty: &Type, layout: Option<Layout>) -> Option<String> {
             Some(format!("the layout awq_gemm holds 4-bit asymmetric weights with a multiple of 8 rows, not {ty}"))
         }
         Some(Layout::Simd16) if quant.bits != 4 => Some(format!("the layout simd16 holds 4-bit weights, not {ty}")),
+        Some(Layout::Mma16) => {
+            let cols = ty.const_shape().and_then(|s| s.get(1).copied()).unwrap_or(0);
+            Tiles::of(quant, rows, cols).err().map(|why| format!("{ty}: {why}"))
+        }
         Some(Layout::AwqGemm | Layout::Rows | Layout::R16 | Layout::Simd16) | None => None,
     }
 }

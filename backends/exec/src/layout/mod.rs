@@ -1,6 +1,7 @@
 //! Physical layouts: between codes in memory, one a byte, and the tensors that a file holds.
 
 mod awq_gemm;
+pub mod mma16;
 pub mod r16;
 mod rows;
 mod simd16;
@@ -34,6 +35,7 @@ pub fn pack(codes: &Codes, layout: Layout) -> Result<Vec<Part>, LayoutError> {
         Layout::AwqGemm => awq_gemm::pack(codes),
         Layout::R16 => r16::pack(codes),
         Layout::Simd16 => simd16::pack(codes),
+        Layout::Mma16 => mma16::pack(codes),
     }
 }
 
@@ -53,6 +55,7 @@ pub fn unpack(
         Layout::AwqGemm => awq_gemm::unpack(quant, rows, cols, part),
         Layout::R16 => r16::unpack(quant, rows, cols, part),
         Layout::Simd16 => simd16::unpack(quant, rows, cols, part),
+        Layout::Mma16 => mma16::unpack(quant, rows, cols, part),
     }
 }
 
@@ -66,6 +69,7 @@ pub fn fits(layout: Layout, quant: Quant, rows: usize, cols: usize) -> Result<()
         Layout::AwqGemm => awq_gemm::fits(quant, rows, cols),
         Layout::R16 => r16::shape(quant, rows, cols).map(|_| ()),
         Layout::Simd16 => simd16::fits(quant),
+        Layout::Mma16 => mma16::shape(quant, rows, cols).map(|_| ()),
     }
 }
 
@@ -182,6 +186,13 @@ mod tests {
             let group = group.map_or(Group::Row, Group::Size);
             let c = codes(Quant { bits: 4, symmetric, group }, rows, cols, seed);
             prop_assert_eq!(round_trip(&c, Layout::Simd16), c);
+        }
+
+        #[test]
+        fn mma16_round_trips(bits in prop::sample::select(vec![2u8, 3, 4, 8]), symmetric: bool, group in prop::option::of(1u32..6), rows in 1usize..40, cols in 1usize..70, seed: u64) {
+            let group = group.map_or(Group::Row, |g| Group::Size(16 * g));
+            let c = codes(Quant { bits, symmetric, group }, rows, 4 * cols, seed);
+            prop_assert_eq!(round_trip(&c, Layout::Mma16), c);
         }
 
         #[test]

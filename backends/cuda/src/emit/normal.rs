@@ -1,0 +1,202 @@
+//! One text for one kernel: declarations in a fixed order, names counted from their first use, lines indented.
+//!
+//! The code generator keeps types and variables in hash tables, so that two runs print them in different orders, and
+//! numbers temporaries over the whole process.
+
+use std::collections::BTreeMap;
+
+/// The entry's name in the generator's text.
+pub(super) const ENTRY: &str = "awqc_entry";
+
+/// The kernel's name and text, given the words that its name begins with, the names of its arguments, and what the
+/// generator printed.
+pub(super) fn normal(stem: &str, args: &[String], raw: &str) -> Result<(String, String), String> {
+    let (head, rest) = raw.split_once("\nextern \"C\"").ok_or("the text has no entry")?;
+    let (signature, body) = rest.split_once(") {\n").ok_or("the entry has no body")?;
+    let uses_info = body.contains("info.") || body.contains("info_");
+    let signature = format!("extern \"C\"{signature})");
+    let (signature, head) = if uses_info {
+        return Err("the kernel asks for lengths or numbers that are given at launch".into());
+    } else {
+        (signature.replace(", const __grid_constant__ info_st info", ""), without_info(head)?)
+    };
+    let (declarations, statements) = declarations(body);
+    let mut names = Names::default();
+    let own = args.iter().enumerate().map(|(i, name)| (format!("buffer_{i}"), name.clone()));
+    names.known.extend(own);
+    let statements: Vec<String> = statements.iter().map(|line| names.rename(line)).collect();
+    let mut declarations: Vec<String> = declarations.iter().map(|line| names.rename(line)).collect();
+    declarations.sort_by_key(|line| (number(line), line.clone()));
+    let mut text = head;
+    text.push_str(&names.rename(&signature.replace("( \n", "(\n").replace(")awqc_entry", ") awqc_entry")));
+    text.push_str(" {\n");
+    declarations.iter().chain(&statements).for_each(|line| {
+        text.push_str(line);
+        text.push('\n');
+    });
+    let text = indent(&literals(&text));
+    let name = format!("{stem}_{:08x}", digest(&text));
+    Ok((name.clone(), text.replace(ENTRY, &name)))
+}
+
+/// The types, sorted, without those of launch numbers and without headers that nothing here uses.
+fn without_info(head: &str) -> Result<String, String> {
+    let at = head.find("struct info_st").ok_or("the text has no launch numbers")?;
+    let end = at + head[at..].find("};").ok_or("a type without an end")? + 2;
+    let (types, functions) = (&head[..at], &head[end..]);
+    let (preamble, types) = match types.find("\nstruct ") {
+        Some(at) => types.split_at(at),
+        None => (types, ""),
+    };
+    let mut types: Vec<&str> = types.split("\nstruct ").map(str::trim).filter(|t| !t.is_empty()).collect();
+    types.sort_unstable();
+    let mut out = String::new();
+    for line in preamble.lines().filter(|l| !l.trim().is_empty() && *l != "#include <mma.h>") {
+        out.push_str(line);
+        out.push('\n');
+    }
+    for ty in types {
+        out.push_str(&format!("struct {ty}\n"));
+    }
+    for line in functions.lines().filter(|l| !l.trim().is_empty()) {
+        out.push_str(line);
+        out.push('\n');
+    }
+    Ok(out)
+}
+
+/// Declarations of variables that have no value yet, and all other lines.
+fn declarations(body: &str) -> (Vec<&str>, Vec<&str>) {
+    let declares = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        matches!(words.as_slice(), [_, name] if (name.starts_with("l_mut_") || name.starts_with("l_arr_")) && name.ends_with(';'))
+    };
+    body.lines().filter(|l| !l.trim().is_empty()).partition(|line| declares(line))
+}
+
+/// Numbers of names, in the order in which they are met.
+#[derive(Default)]
+struct Names {
+    known: BTreeMap<String, String>,
+    count: BTreeMap<&'static str, usize>,
+}
+
+impl Names {
+    /// Families of generated names and what they become.
+    const FAMILIES: [(&'static str, &'static str); 5] =
+        [("l_mut_", "m"), ("l_arr_", "a"), ("l_", "v"), ("_tmp_", "t"), ("shared_memory_", "s")];
+
+    fn rename(&mut self, line: &str) -> String {
+        let mut out = String::with_capacity(line.len());
+        let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let mut rest = line;
+        while let Some(start) = rest.find(word) {
+            out.push_str(&rest[..start]);
+            rest = &rest[start..];
+            let end = rest.find(|c| !word(c)).unwrap_or(rest.len());
+            out.push_str(&self.name(&rest[..end]));
+            rest = &rest[end..];
+        }
+        out.push_str(rest);
+        out
+    }
+
+    fn name(&mut self, old: &str) -> String {
+        if let Some(new) = self.known.get(old) {
+            return new.clone();
+        }
+        // A function that computes a variable is called after it.
+        let (function, stem) = match old.strip_prefix("plane_") {
+            Some(stem) if stem.starts_with("l_") => ("plane_", stem),
+            Some(_) | None => ("", old),
+        };
+        if !function.is_empty() {
+            return format!("{function}{}", self.name(stem));
+        }
+        let family = Self::FAMILIES
+            .iter()
+            .find(|(prefix, _)| old.strip_prefix(prefix).is_some_and(|n| n.starts_with(|c: char| c.is_ascii_digit())));
+        let Some((_, letter)) = family else { return old.to_owned() };
+        let count = self.count.entry(letter).or_default();
+        let new = format!("{letter}{count}");
+        *count += 1;
+        self.known.insert(old.to_owned(), new.clone());
+        new
+    }
+}
+
+/// The number in the name that a line declares.
+fn number(line: &str) -> usize {
+    let name = line.split_whitespace().nth(1).unwrap_or("");
+    let digits = name.trim_start_matches(|c: char| !c.is_ascii_digit());
+    digits.split(|c: char| !c.is_ascii_digit()).next().and_then(|d| d.parse().ok()).unwrap_or(usize::MAX)
+}
+
+/// `uint32(7)` as `7u`, `int32(7)` as `7`.
+fn literals(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find("uint32(") {
+        let (before, after) = (&rest[..at], &rest[at + 7..]);
+        out.push_str(before);
+        let digits = after.len() - after.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        if digits > 0 && after[digits..].starts_with(')') {
+            out.push_str(&after[..digits]);
+            out.push('u');
+            rest = &after[digits + 1..];
+        } else {
+            out.push_str("uint32(");
+            rest = after;
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+/// Lines by the depth of their braces.
+fn indent(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut depth = 0usize;
+    for line in text.lines().map(str::trim).filter(|l| !l.is_empty()) {
+        let closing = line.chars().take_while(|c| *c == '}').count();
+        let level = depth.saturating_sub(closing);
+        out.push_str(&"    ".repeat(level));
+        out.push_str(line);
+        out.push('\n');
+        let (open, close) = (line.matches('{').count(), line.matches('}').count());
+        depth = (depth + open).saturating_sub(close);
+    }
+    out
+}
+
+/// FNV-1a, folded to 32 bits: tells texts apart, nothing more.
+fn digest(text: &str) -> u32 {
+    let hash =
+        text.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3));
+    (hash ^ (hash >> 32)) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_order_of_declarations_and_the_count_of_names_do_not_matter() {
+        let text = |a: &str, b: &str, (i, j): (&str, &str)| {
+            format!(
+                "#include <mma.h>\n#include <x.h>\n\nstruct {a};\nstruct {b};\nstruct info_st {{\n uint32 m[2];\n}};\n\nextern \"C\" \
+                 __global__ void __launch_bounds__(32)awqc_entry (\n  uint* buffer_0, const __grid_constant__ info_st \
+                 info\n) {{\nfloat l_mut_{i};\nint l_arr_{j}[2];\nl_mut_{i} = l_arr_{j}[uint32(1)] + _tmp_{i};\n}}"
+            )
+        };
+        let one = normal("k", &["out".into()], &text("A {\n}", "B {\n}", ("3", "9"))).unwrap();
+        let other = normal("k", &["out".into()], &text("B {\n}", "A {\n}", ("4", "2"))).unwrap();
+        assert_eq!(one, other);
+        assert!(
+            one.1.contains("m0 = a0[1u] + t0;") && !one.1.contains("info") && !one.1.contains("mma.h"),
+            "{}",
+            one.1
+        );
+        assert!(one.1.contains(&format!(") {} (", one.0)), "{}", one.1);
+    }
+}

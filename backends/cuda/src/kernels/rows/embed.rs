@@ -1,0 +1,31 @@
+//! Rows of a table.
+
+use cubecl::prelude::*;
+
+use super::{Grid, THREADS, first};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Spec {
+    /// Columns of the table.
+    pub(super) width: u32,
+    /// Added to every index.
+    pub(super) offset: u32,
+}
+
+#[cube]
+pub(super) fn embed<E: Float, O: Float>(
+    table: &Array<E>,
+    index: &Array<u32>,
+    out: &mut Array<O>,
+    base: u32,
+    #[comptime] spec: Spec,
+    #[comptime] grid: Grid,
+) {
+    let row = index[CUBE_POS_Y as usize] + comptime!(spec.offset);
+    let mut c = first();
+    while c < comptime!(spec.width) {
+        let value = f32::cast_from(table[(row * comptime!(spec.width) + c) as usize]);
+        out[(base + c) as usize] = O::cast_from(value);
+        c += comptime!(THREADS * grid.blocks);
+    }
+}

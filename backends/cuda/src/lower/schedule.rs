@@ -1,0 +1,473 @@
+//! From flat steps to launches: values get memory for as long as they are needed, row steps are gathered, and every
+//! step gets the kernel for its shapes.
+
+use std::collections::BTreeMap;
+
+use super::flat::{By, Flat, FlatProgram, Home, Var};
+use crate::CudaError;
+use crate::arch::Arch;
+use crate::emit::Source;
+use crate::kernels::attend::{self, Shape};
+use crate::kernels::rows::{Kind, Out, Row, Rows, Step};
+use crate::kernels::{Float, dense, gemm, gemv};
+use crate::plan::{Extent, FEW, Given, Kernel, Launch, Part, Place};
+
+/// Values start at multiples of so many bytes.
+const ALIGN: usize = 256;
+/// Blocks that a decoding attention should have, so that a device is busy with it.
+const BLOCKS: usize = 256;
+/// The most parts that positions are cut into.
+const MOST_SPLITS: usize = 16;
+
+/// The kernels so far. Each text comes once.
+pub(super) struct Kernels<'a> {
+    arch: &'a Arch,
+    pub(super) sources: Vec<Source>,
+    /// What was asked for, and the kernel that it became.
+    known: BTreeMap<String, usize>,
+    pub(super) remarks: Vec<String>,
+}
+
+impl<'a> Kernels<'a> {
+    pub(super) fn new(arch: &'a Arch) -> Self {
+        Self { arch, sources: Vec::new(), known: BTreeMap::new(), remarks: Vec::new() }
+    }
+
+    fn get(&mut self, key: String, make: impl FnOnce(&Arch) -> Result<Source, CudaError>) -> Result<usize, CudaError> {
+        if let Some(at) = self.known.get(&key) {
+            return Ok(*at);
+        }
+        let source = make(self.arch)?;
+        let at = self.sources.iter().position(|s| *s == source).unwrap_or_else(|| {
+            self.sources.push(source);
+            self.sources.len() - 1
+        });
+        self.known.insert(key, at);
+        Ok(at)
+    }
+
+    pub(super) fn list(&self) -> Vec<Kernel> {
+        let kernel = |s: &Source| Kernel {
+            name: s.name.clone(),
+            threads: s.threads,
+            shared_bytes: s.shared_bytes,
+            args: s.args,
+        };
+        self.sources.iter().map(kernel).collect()
+    }
+
+    fn remark(&mut self, text: String) {
+        if !self.remarks.contains(&text) {
+            self.remarks.push(text);
+        }
+    }
+}
+
+/// A scheduled part of the module.
+pub(super) struct Scheduled {
+    pub(super) part: Part,
+    /// Bytes of memory behind the first address.
+    pub(super) bytes: usize,
+    /// Where the results are: offset in bytes, and columns from one token to the next.
+    pub(super) results: Vec<(usize, usize)>,
+    /// Bytes of the matrices.
+    pub(super) weight_bytes: usize,
+}
+
+/// A step between two launches, or several that become one.
+enum Group<'p> {
+    Rows(Vec<&'p Flat>),
+    One(&'p Flat),
+}
+
+/// Gives values memory from `base` on, for `tokens` tokens, and makes the launches. `given` is where the given values lie.
+pub(super) fn schedule(
+    program: &FlatProgram,
+    tokens: usize,
+    base: usize,
+    given: &[(usize, usize)],
+    kernels: &mut Kernels<'_>,
+) -> Result<Scheduled, CudaError> {
+    let mut groups: Vec<Group<'_>> = Vec::new();
+    for step in &program.steps {
+        match groups.last_mut() {
+            Some(Group::Rows(steps)) if step.is_row() => steps.push(step),
+            Some(_) | None if step.is_row() => groups.push(Group::Rows(vec![step])),
+            Some(_) | None => groups.push(Group::One(step)),
+        }
+    }
+    let partials = partials(program, &groups)?;
+    let memory = Memory::of(program, &groups, &partials, tokens, base);
+    let given = program.given.iter().copied().zip(given.iter().copied()).collect();
+    let mut maker = Maker { program, kernels, memory: &memory, given, part: Part::default(), weight_bytes: 0 };
+    for (group, partials) in groups.iter().zip(&memory.partials) {
+        match group {
+            Group::Rows(steps) => maker.rows(steps)?,
+            Group::One(step) => maker.step(step, *partials)?,
+        }
+    }
+    let results = program.results.iter().map(|r| {
+        let row = maker.row(*r);
+        (row.offset + row.col * 4, row.pitch)
+    });
+    let results = results.collect();
+    Ok(Scheduled { results, weight_bytes: maker.weight_bytes, part: maker.part, bytes: memory.end - base })
+}
+
+/// The attention of a step, for few tokens.
+fn shape(program: &FlatProgram, step: &Flat, splits: Option<usize>) -> Result<Option<Shape>, CudaError> {
+    let Flat::Attend { op, q, values, out, .. } = step else { return Ok(None) };
+    let (heads, kv_heads) = (op.heads as usize, op.kv_heads as usize);
+    let (key, value) = (program.values[*q].width / heads, program.values[*values].width / kv_heads);
+    let half = program.values[*out].home == Home::F16;
+    let splits = splits.unwrap_or_else(|| (BLOCKS / heads).clamp(1, MOST_SPLITS));
+    let mut shape = Shape::of(op, key, value, half, splits).map_err(CudaError::Unsupported)?;
+    let (root, col) = program.root(*q);
+    (shape.pitch, shape.col) = (program.values[root].width, col);
+    Ok(Some(shape))
+}
+
+/// Bytes of partial results behind each group.
+fn partials(program: &FlatProgram, groups: &[Group<'_>]) -> Result<Vec<usize>, CudaError> {
+    let bytes = |group: &Group<'_>| {
+        let Group::One(step) = group else { return Ok(0) };
+        Ok(shape(program, step, None)?.map_or(0, |s| s.partials() * FEW * 4))
+    };
+    groups.iter().map(bytes).collect()
+}
+
+/// Where values lie.
+struct Memory {
+    offsets: Vec<Option<usize>>,
+    partials: Vec<usize>,
+    end: usize,
+}
+
+impl Memory {
+    /// A value lies in its memory from the group that computes it to the last one that reads it. The steps of a group
+    /// run for different tokens at different times, so memory changes hands between groups only.
+    fn of(program: &FlatProgram, groups: &[Group<'_>], partials: &[usize], tokens: usize, base: usize) -> Self {
+        let mut first: Vec<Option<usize>> = vec![None; program.values.len()];
+        let mut last: Vec<usize> = vec![0; program.values.len()];
+        for (g, group) in groups.iter().enumerate() {
+            let steps = match group {
+                Group::Rows(steps) => steps.as_slice(),
+                Group::One(step) => std::slice::from_ref(step),
+            };
+            for step in steps {
+                let out = program.root(step.out()).0;
+                first[out].get_or_insert(g);
+                for var in step.reads().into_iter().map(|r| program.root(r).0).chain([out]) {
+                    last[var] = last[var].max(g);
+                }
+            }
+        }
+        program.results.iter().for_each(|r| last[program.root(*r).0] = groups.len());
+        let mut memory = Self { offsets: vec![None; program.values.len()], partials: vec![0; groups.len()], end: base };
+        // Free pieces, by offset.
+        let mut free: BTreeMap<usize, usize> = BTreeMap::new();
+        for g in 0..groups.len() {
+            for var in 0..program.values.len() {
+                let value = program.values[var];
+                let size = match value.home {
+                    Home::F32 => 4,
+                    Home::F16 => 2,
+                    Home::View(..) | Home::Cache(_) => continue,
+                };
+                if first[var] == Some(g) && !program.given.contains(&var) {
+                    let bytes = (value.width * size * tokens).next_multiple_of(ALIGN);
+                    memory.offsets[var] = Some(memory.take(&mut free, bytes));
+                }
+            }
+            let bytes = partials[g].next_multiple_of(ALIGN);
+            memory.partials[g] = memory.take(&mut free, bytes);
+            give(&mut free, memory.partials[g], bytes);
+            for var in 0..program.values.len() {
+                if let (Some(offset), true) = (memory.offsets[var], last[var] == g) {
+                    let size = if program.values[var].home == Home::F16 { 2 } else { 4 };
+                    give(&mut free, offset, (program.values[var].width * size * tokens).next_multiple_of(ALIGN));
+                }
+            }
+        }
+        memory
+    }
+
+    /// The smallest free piece that is large enough, or new memory.
+    fn take(&mut self, free: &mut BTreeMap<usize, usize>, bytes: usize) -> usize {
+        let best = free.iter().filter(|(_, size)| **size >= bytes).min_by_key(|(_, size)| **size);
+        match best.map(|(at, size)| (*at, *size)) {
+            Some((at, size)) => {
+                free.remove(&at);
+                if size > bytes {
+                    free.insert(at + bytes, size - bytes);
+                }
+                at
+            }
+            None => {
+                self.end += bytes;
+                self.end - bytes
+            }
+        }
+    }
+}
+
+/// Frees a piece; neighbours become one.
+fn give(free: &mut BTreeMap<usize, usize>, at: usize, bytes: usize) {
+    if bytes == 0 {
+        return;
+    }
+    let (mut at, mut bytes) = (at, bytes);
+    if let Some(after) = free.remove(&(at + bytes)) {
+        bytes += after;
+    }
+    if let Some((before, size)) = free.range(..at).next_back().map(|(b, s)| (*b, *s))
+        && before + size == at
+    {
+        free.remove(&before);
+        (at, bytes) = (before, size + bytes);
+    }
+    free.insert(at, bytes);
+}
+
+/// Where a value's rows lie.
+#[derive(Clone, Copy)]
+struct Rowed {
+    place: Place,
+    offset: usize,
+    pitch: usize,
+    col: usize,
+}
+
+struct Maker<'a, 'c> {
+    program: &'a FlatProgram,
+    kernels: &'a mut Kernels<'c>,
+    memory: &'a Memory,
+    given: BTreeMap<Var, (usize, usize)>,
+    part: Part,
+    weight_bytes: usize,
+}
+
+impl Maker<'_, '_> {
+    fn row(&self, var: Var) -> Rowed {
+        let (root, col) = self.program.root(var);
+        let pitch = self.program.values[root].width;
+        if let Some((offset, pitch)) = self.given.get(&root) {
+            return Rowed { place: Place::Stream(*offset, pitch * 4), offset: *offset, pitch: *pitch, col };
+        }
+        if let Home::Cache(i) = self.program.values[root].home {
+            return Rowed { place: Place::Cache(i), offset: 0, pitch, col };
+        }
+        let offset = self.memory.offsets[root].unwrap_or(0);
+        Rowed { place: Place::Arena(offset), offset, pitch, col }
+    }
+
+    fn launch(&mut self, kernel: usize, grid: [Extent; 3], args: Vec<Place>, few: bool, many: bool) {
+        let launch = Launch { kernel, grid, args };
+        if few {
+            self.part.few.push(launch.clone());
+        }
+        if many {
+            self.part.many.push(launch);
+        }
+    }
+
+    /// One kernel for row steps.
+    fn rows(&mut self, steps: &[&Flat]) -> Result<(), CudaError> {
+        let mut args = RowArgs::default();
+        let mut made = Vec::new();
+        for step in steps {
+            made.push(self.row_step(step, &mut args)?);
+        }
+        let rows = Rows { steps: made, args: args.kinds };
+        let blocks = rows.blocks();
+        let kernel = self.kernels.get(format!("{rows:?}"), |arch| rows.source(arch))?;
+        let places = args.places.into_iter().chain([Place::Given(Given::Call)]).collect();
+        self.launch(kernel, [Extent::Fixed(blocks), Extent::Tokens(1), Extent::Fixed(1)], places, true, true);
+        Ok(())
+    }
+
+    fn row_step(&self, step: &Flat, args: &mut RowArgs) -> Result<Step, CudaError> {
+        let width = |var: Var| self.program.values[var].width;
+        let x_of = |args: &mut RowArgs, var: Var| {
+            let row = self.row(var);
+            Row { arg: args.add(row.place, Kind::F32), pitch: row.pitch, col: row.col }
+        };
+        let constant =
+            |args: &mut RowArgs, at: &Option<usize>| at.map(|c| args.add(Place::Constant(c), Kind::Parameter));
+        let out_of = |args: &mut RowArgs, var: Var| {
+            let row = self.row(var);
+            let kind = match self.program.values[self.program.root(var).0].home {
+                Home::F32 | Home::View(..) => Kind::F32,
+                Home::F16 | Home::Cache(_) => Kind::F16,
+            };
+            let at = Row { arg: args.add(row.place, kind), pitch: row.pitch, col: row.col };
+            match (kind, row.place) {
+                (Kind::F16, Place::Cache(_)) => Out::Cache(at),
+                (Kind::F16, _) => Out::F16(at),
+                (_, _) => Out::F32(at),
+            }
+        };
+        Ok(match step {
+            Flat::Embed { table, of, ints, offset, out } => {
+                let table = args.add(Place::Constant(*table), Kind::Table(*of));
+                let index = args.add(Place::Given(Given::Ints(*ints)), Kind::Ints);
+                Step::Embed { table, of: *of, index, offset: *offset, width: width(*out), out: out_of(args, *out) }
+            }
+            Flat::RmsNorm { x, gain, heads, eps, out } => Step::RmsNorm {
+                x: x_of(args, *x),
+                gain: constant(args, gain),
+                heads: *heads,
+                width: width(*x) / heads,
+                eps: *eps,
+                out: out_of(args, *out),
+            },
+            Flat::LayerNorm { x, gain, bias, eps, out } => Step::LayerNorm {
+                x: x_of(args, *x),
+                gain: constant(args, gain),
+                bias: constant(args, bias),
+                width: width(*x),
+                eps: *eps,
+                out: out_of(args, *out),
+            },
+            Flat::Rope { x, angles, pairs, heads, interleaved, out } => {
+                let mut angle =
+                    |given| Row { arg: args.add(Place::Given(given), Kind::Parameter), pitch: *pairs, col: 0 };
+                let (cos, sin) = (angle(Given::Cos(*angles)), angle(Given::Sin(*angles)));
+                Step::Rope {
+                    x: x_of(args, *x),
+                    cos,
+                    sin,
+                    heads: *heads,
+                    width: width(*x) / heads,
+                    pairs: *pairs,
+                    interleaved: *interleaved,
+                    out: out_of(args, *out),
+                }
+            }
+            Flat::Map { x, f, out } => {
+                Step::Map { x: x_of(args, *x), f: *f, width: width(*out), out: out_of(args, *out) }
+            }
+            Flat::Zip { a, f, b, zip, out } => {
+                let b = match b {
+                    By::Value(b) => x_of(args, *b),
+                    By::Constant(c) => Row { arg: args.add(Place::Constant(*c), Kind::Parameter), pitch: 0, col: 0 },
+                };
+                Step::Zip { a: x_of(args, *a), f: *f, b, zip: *zip, width: width(*out), out: out_of(args, *out) }
+            }
+            Flat::Packed { .. } | Flat::Dense { .. } | Flat::Attend { .. } => {
+                return Err(CudaError::Unsupported("a product is no row step".into()));
+            }
+        })
+    }
+
+    /// The launches of a step that is no row step.
+    fn step(&mut self, step: &Flat, partials: usize) -> Result<(), CudaError> {
+        let call = Place::Given(Given::Call);
+        let (one, single) = (Extent::Fixed(1), Extent::Tokens(1));
+        match step {
+            Flat::Packed { weight, shape, bias, x, out } => {
+                let place = Place::Constant(*weight);
+                let mut args = vec![place, place, self.row(*x).place];
+                args.extend(bias.map(Place::Constant));
+                args.extend([self.row(*out).place, call]);
+                self.weight_bytes += shape.total_bytes();
+                let (shape, bias) = (*shape, bias.is_some());
+                let panels = shape.panels() as u32;
+                let few = self.kernels.get(format!("gemv {shape:?} {bias}"), |a| gemv::source(a, &shape, bias))?;
+                let grid = [Extent::Fixed(panels), Extent::Tokens(gemv::TOKENS), one];
+                self.launch(few, grid, args.clone(), true, false);
+                let many = self.kernels.get(format!("gemm {shape:?} {bias}"), |a| gemm::source(a, &shape, bias))?;
+                let grid = [Extent::Fixed(panels.div_ceil(gemm::WARPS)), Extent::Tokens(gemm::TOKENS), one];
+                self.launch(many, grid, args, false, true);
+            }
+            Flat::Dense { weight, of, bias, x, out } => {
+                let (rows, cols) = (self.program.values[*out].width, self.program.values[*x].width);
+                let mut args = vec![Place::Constant(*weight), self.row(*x).place];
+                args.extend(bias.map(Place::Constant));
+                args.extend([self.row(*out).place, call]);
+                self.weight_bytes += rows * cols * of.bytes();
+                let (of, bias) = (*of, bias.is_some());
+                self.kernels.remark(format!(
+                    "a {} weight [{rows},{cols}] is multiplied without tensor cores: many tokens are slow",
+                    name(of)
+                ));
+                let key = format!("dense {of:?} {rows} {cols} {bias}");
+                let kernel = self.kernels.get(key, |a| dense::source(a, of, rows, cols, bias))?;
+                let grid =
+                    [Extent::Fixed(rows.div_ceil(dense::ROWS as usize) as u32), Extent::Tokens(dense::TOKENS), one];
+                self.launch(kernel, grid, args, true, true);
+            }
+            Flat::Attend { q, keys, values, out, .. } => {
+                let args = |this: &Self, to| {
+                    vec![this.row(*q).place, this.row(*keys).place, this.row(*values).place, to, call]
+                };
+                for many in [false, true] {
+                    let Some(shape) = shape(self.program, step, many.then_some(1))? else { continue };
+                    let out = self.row(*out).place;
+                    let split = shape.splits > 1;
+                    let to = if split { Place::Arena(partials) } else { out };
+                    let kernel = self.kernels.get(format!("attend {shape:?}"), |a| attend::source(a, &shape))?;
+                    let grid = [Extent::Fixed(shape.heads as u32), single, Extent::Fixed(shape.splits as u32)];
+                    self.launch(kernel, grid, args(self, to), !many, many);
+                    if split {
+                        let key = format!("join {shape:?}");
+                        let kernel = self.kernels.get(key, |a| attend::join_source(a, &shape))?;
+                        let grid = [Extent::Fixed(shape.heads as u32), single, one];
+                        self.launch(kernel, grid, vec![Place::Arena(partials), out], !many, many);
+                    }
+                }
+            }
+            Flat::Embed { .. }
+            | Flat::RmsNorm { .. }
+            | Flat::LayerNorm { .. }
+            | Flat::Rope { .. }
+            | Flat::Map { .. }
+            | Flat::Zip { .. } => self.rows(&[step])?,
+        }
+        Ok(())
+    }
+}
+
+fn name(of: Float) -> &'static str {
+    match of {
+        Float::F32 => "f32",
+        Float::F16 => "f16",
+        Float::Bf16 => "bf16",
+    }
+}
+
+/// The arguments of a row kernel: each place once.
+#[derive(Default)]
+struct RowArgs {
+    places: Vec<Place>,
+    kinds: Vec<Kind>,
+}
+
+impl RowArgs {
+    fn add(&mut self, place: Place, kind: Kind) -> usize {
+        let known = self.places.iter().zip(&self.kinds).position(|(p, k)| *p == place && *k == kind);
+        known.unwrap_or_else(|| {
+            self.places.push(place);
+            self.kinds.push(kind);
+            self.places.len() - 1
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn freed_neighbours_become_one_piece() {
+        let mut memory = Memory { offsets: Vec::new(), partials: Vec::new(), end: 0 };
+        let mut free = BTreeMap::new();
+        let at: Vec<usize> = [256, 512, 256].iter().map(|b| memory.take(&mut free, *b)).collect();
+        assert_eq!((at.as_slice(), memory.end), ([0, 256, 768].as_slice(), 1024));
+        give(&mut free, 0, 256);
+        give(&mut free, 768, 256);
+        give(&mut free, 256, 512);
+        assert_eq!(free, BTreeMap::from([(0, 1024)]));
+        assert_eq!((memory.take(&mut free, 1024), memory.end), (0, 1024));
+    }
+}

@@ -1,0 +1,8 @@
+//! The back end for CUDA, on a machine without a GPU.
+
+mod attention;
+#[path = "../emulator/mod.rs"]
+mod emulator;
+mod products;
+mod rows;
+mod support;

@@ -1,0 +1,137 @@
+//! Weights, launches and comparisons for the kernel tests.
+
+use awqc_cuda::driver::{Address, Buffer, Code, Device, Launch};
+use awqc_cuda::emit::Source;
+use awqc_cuda::kernels::Call;
+use awqc_ir::{Group, Quant};
+use awqc_passes::rtn::Codes;
+use half::f16;
+use std::rc::Rc;
+
+use crate::emulator::Emulator;
+
+/// Numbers that differ from call to call and are the same in every run.
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % n
+    }
+
+    /// Between −1 and 1.
+    pub(crate) fn float(&mut self) -> f32 {
+        self.below(1 << 20) as f32 / (1 << 19) as f32 - 1.0
+    }
+
+    pub(crate) fn floats(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.float()).collect()
+    }
+}
+
+/// A weight with random codes, scales and zero points.
+pub(crate) fn codes(bits: u8, symmetric: bool, group: Group, rows: usize, cols: usize) -> Codes {
+    let quant = Quant { bits, symmetric, group };
+    let mut random = Random::new(u64::from(bits) * 1000 + rows as u64);
+    let groups = group.count(cols);
+    let n = 1u64 << bits;
+    Codes {
+        quant,
+        rows,
+        cols,
+        codes: (0..rows * cols).map(|_| random.below(n) as u8).collect(),
+        scales: (0..rows * groups).map(|_| f16::from_f32(0.01 + 0.01 * random.float().abs()).to_f32()).collect(),
+        zeros: (0..rows * groups).map(|_| if symmetric { (n / 2) as u8 } else { random.below(n) as u8 }).collect(),
+    }
+}
+
+/// The weight as numbers.
+pub(crate) fn decode(c: &Codes) -> Vec<f64> {
+    let groups = c.quant.group.count(c.cols);
+    let group = c.quant.group.len(c.cols).max(1);
+    let at = |i: usize| {
+        let (row, col) = (i / c.cols, i % c.cols);
+        let g = row * groups + col / group;
+        (f64::from(c.codes[i]) - f64::from(c.zeros[g])) * f64::from(c.scales[g])
+    };
+    (0..c.rows * c.cols).map(at).collect()
+}
+
+/// A device with some kernels.
+pub(crate) struct Bench {
+    pub(crate) device: Device,
+    code: Rc<Code>,
+    _emulator: Emulator,
+}
+
+impl Bench {
+    pub(crate) fn new<'a>(kernels: impl IntoIterator<Item = &'a Source>) -> Self {
+        let emulator = Emulator::build(kernels);
+        let device = Device::open(Some(&emulator.library())).expect("the emulator");
+        let code = device.load(b"").expect("kernels");
+        Self { device, code, _emulator: emulator }
+    }
+
+    pub(crate) fn bytes(&self, bytes: &[u8]) -> Buffer {
+        let buffer = self.device.alloc("a test", bytes.len()).expect("memory");
+        self.device.upload(&buffer, 0, bytes).expect("an upload");
+        buffer
+    }
+
+    pub(crate) fn f32(&self, values: &[f32]) -> Buffer {
+        self.bytes(&values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>())
+    }
+
+    pub(crate) fn f16(&self, values: &[f32]) -> Buffer {
+        self.bytes(&values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect::<Vec<_>>())
+    }
+
+    pub(crate) fn u32(&self, values: &[u32]) -> Buffer {
+        self.bytes(&values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>())
+    }
+
+    /// The array that describes a call.
+    pub(crate) fn call(&self, tokens: usize, past: usize) -> Buffer {
+        let mut words = [0; Call::WORDS];
+        words[Call::Tokens as usize] = tokens as u32;
+        words[Call::Past as usize] = past as u32;
+        self.u32(&words)
+    }
+
+    pub(crate) fn launch(&self, kernel: &Source, grid: [u32; 3], args: &[Address]) {
+        assert_eq!(args.len(), kernel.args, "{}", kernel.name);
+        let function = self.device.function(&self.code, &kernel.name, kernel.shared_bytes).expect("a kernel");
+        let launch =
+            Launch { function: &function, grid, threads: kernel.threads, shared_bytes: kernel.shared_bytes, args };
+        self.device.launch(&launch).expect("a launch");
+    }
+
+    pub(crate) fn read_f32(&self, buffer: &Buffer) -> Vec<f32> {
+        let mut bytes = vec![0; buffer.bytes()];
+        self.device.download(buffer, 0, &mut bytes).expect("a download");
+        bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+    }
+
+    pub(crate) fn read_f16(&self, buffer: &Buffer) -> Vec<f32> {
+        let mut bytes = vec![0; buffer.bytes()];
+        self.device.download(buffer, 0, &mut bytes).expect("a download");
+        bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()
+    }
+}
+
+/// The largest difference, relative to the largest of `want`; NaN counts as infinite.
+pub(crate) fn error(got: &[f32], want: &[f64]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let scale = want.iter().fold(1e-30f64, |m, v| m.max(v.abs()));
+    let worst = got.iter().zip(want).map(|(g, w)| (f64::from(*g) - w).abs());
+    worst.fold(0.0, |m: f64, d| if d.is_nan() { f64::INFINITY } else { m.max(d) }) / scale
+}
+
+/// What f16 keeps of these.
+pub(crate) fn rounded(values: &[f32]) -> Vec<f32> {
+    values.iter().map(|v| f16::from_f32(*v).to_f32()).collect()
+}

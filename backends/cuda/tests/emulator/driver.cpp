@@ -1,0 +1,255 @@
+// The part of the CUDA driver that awqc calls, on a CPU. Kernels are linked in (`kernels.cpp`), so modules are empty.
+// New memory is filled with NaN.
+#include <functional>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels.cpp"
+#undef asm
+#undef volatile
+
+extern "C" {
+alignas(128) unsigned char dynamic_shared_mem[256 << 10];
+}
+
+namespace emu {
+Fiber *current = nullptr;
+uint3 block, grid, threads;
+
+static std::vector<Fiber> fibers;
+static std::vector<Warp> warps;
+static Warp whole; // the block, as one group
+static void *scheduler = nullptr;
+static std::vector<unsigned char *> stacks;
+static constexpr size_t STACK = 128 << 10;
+static long progress = 0;
+static void (*entry)(void **) = nullptr;
+static void **entry_args = nullptr;
+
+#if defined(__x86_64__)
+extern "C" void emu_switch(void **save, void *to);
+__asm__(".text\n.globl emu_switch\n.hidden emu_switch\nemu_switch:\n"
+        "pushq %rbp\npushq %rbx\npushq %r12\npushq %r13\npushq %r14\npushq %r15\n"
+        "movq %rsp, (%rdi)\nmovq %rsi, %rsp\n"
+        "popq %r15\npopq %r14\npopq %r13\npopq %r12\npopq %rbx\npopq %rbp\nret\n");
+static void run_fiber();
+static void *prepare(unsigned char *stack) {
+    void **top = reinterpret_cast<void **>(reinterpret_cast<uintptr_t>(stack + STACK) & ~uintptr_t(15));
+    *--top = nullptr; // where a call would have put its return address
+    *--top = reinterpret_cast<void *>(run_fiber);
+    for (int i = 0; i < 6; i++) *--top = nullptr;
+    return top;
+}
+#elif defined(__aarch64__)
+extern "C" void emu_switch(void **save, void *to);
+__asm__(".text\n.globl emu_switch\n.hidden emu_switch\nemu_switch:\n"
+        "sub sp, sp, #160\n"
+        "stp x19, x20, [sp]\nstp x21, x22, [sp, #16]\nstp x23, x24, [sp, #32]\nstp x25, x26, [sp, #48]\n"
+        "stp x27, x28, [sp, #64]\nstp x29, x30, [sp, #80]\n"
+        "stp d8, d9, [sp, #96]\nstp d10, d11, [sp, #112]\nstp d12, d13, [sp, #128]\nstp d14, d15, [sp, #144]\n"
+        "mov x9, sp\nstr x9, [x0]\nmov sp, x1\n"
+        "ldp x19, x20, [sp]\nldp x21, x22, [sp, #16]\nldp x23, x24, [sp, #32]\nldp x25, x26, [sp, #48]\n"
+        "ldp x27, x28, [sp, #64]\nldp x29, x30, [sp, #80]\n"
+        "ldp d8, d9, [sp, #96]\nldp d10, d11, [sp, #112]\nldp d12, d13, [sp, #128]\nldp d14, d15, [sp, #144]\n"
+        "add sp, sp, #160\nret\n");
+static void run_fiber();
+static void *prepare(unsigned char *stack) {
+    uintptr_t top = (reinterpret_cast<uintptr_t>(stack + STACK) & ~uintptr_t(15)) - 160;
+    std::memset(reinterpret_cast<void *>(top), 0, 160);
+    reinterpret_cast<void **>(top)[11] = reinterpret_cast<void *>(run_fiber); // x30
+    return reinterpret_cast<void *>(top);
+}
+#else
+#error "the emulator switches fibers on x86-64 and 64-bit ARM"
+#endif
+
+static void yield() { emu_switch(&current->stack_pointer, scheduler); }
+
+static void leave(Warp &group) {
+    group.alive--;
+    if (group.alive > 0 && group.arrived == group.alive) group.arrived = 0, group.generation++;
+}
+
+static void run_fiber() {
+    entry(entry_args);
+    current->done = true;
+    progress++;
+    leave(*current->warp);
+    leave(whole);
+    yield();
+    std::abort();
+}
+
+static void arrive(Warp &group) {
+    progress++;
+    unsigned mine = group.generation;
+    if (++group.arrived == group.alive) {
+        group.arrived = 0;
+        group.generation++;
+        return;
+    }
+    while (group.generation == mine) yield();
+}
+void sync_block() { arrive(whole); }
+void sync_warp() { arrive(*current->warp); }
+
+static void run_block(unsigned count) {
+    fibers.assign(count, Fiber{});
+    warps.assign((count + 31) / 32, Warp{});
+    whole = Warp{};
+    whole.alive = int(count);
+    while (stacks.size() < count) stacks.push_back(static_cast<unsigned char *>(std::malloc(STACK)));
+    for (unsigned i = 0; i < count; i++) {
+        fibers[i].thread = {i, 0, 0};
+        fibers[i].lane = int(i % 32);
+        fibers[i].warp = &warps[i / 32];
+        warps[i / 32].alive++;
+        fibers[i].stack_pointer = prepare(stacks[i]);
+    }
+    for (unsigned left = count; left > 0;) {
+        long before = progress;
+        left = 0;
+        for (Fiber &fiber : fibers) {
+            if (fiber.done) continue;
+            current = &fiber;
+            emu_switch(&scheduler, fiber.stack_pointer);
+            left += !fiber.done;
+        }
+        if (left > 0 && progress == before) {
+            std::fprintf(stderr, "emulator: %u threads wait at a barrier that others never reach\n", left);
+            std::abort();
+        }
+    }
+}
+
+static void run(const Kernel &kernel, uint3 blocks, unsigned count, unsigned shared, void **args) {
+    entry = kernel.call;
+    entry_args = args;
+    grid = blocks;
+    threads = {count, 1, 1};
+    for (block.z = 0; block.z < blocks.z; block.z++)
+        for (block.y = 0; block.y < blocks.y; block.y++)
+            for (block.x = 0; block.x < blocks.x; block.x++) {
+                std::memset(dynamic_shared_mem, 0xff, shared);
+                run_block(count);
+            }
+}
+} // namespace emu
+
+// ---- the driver ----
+typedef int Status;
+typedef uint64_t Pointer;
+struct Graph {
+    std::vector<std::function<void()>> work;
+};
+static Graph *capturing = nullptr;
+static std::map<std::string, long> launches;
+static void submit(std::function<void()> work) {
+    if (capturing)
+        capturing->work.push_back(std::move(work));
+    else
+        work();
+}
+
+extern "C" {
+// Failures that a test asks for: devices, capability, bytes of memory.
+static int setting(const char *name, int otherwise) {
+    const char *text = std::getenv(name);
+    return text ? std::atoi(text) : otherwise;
+}
+static size_t used = 0;
+static std::map<Pointer, size_t> blocks;
+static size_t capacity() { return size_t(setting("EMULATOR_MEGABYTES", 4096)) << 20; }
+
+Status cuInit(unsigned) { return setting("EMULATOR_DEVICES", 1) ? 0 : 100; }
+Status cuDeviceGetCount(int *count) { return *count = setting("EMULATOR_DEVICES", 1), 0; }
+Status cuDeviceGet(int *device, int) { return *device = 0, 0; }
+Status cuDeviceGetName(char *name, int size, int) { return std::snprintf(name, size, "a CPU that plays a GPU"), 0; }
+Status cuDeviceGetAttribute(int *value, int which, int) {
+    int sm = setting("EMULATOR_SM", 89);
+    *value = which == 75 ? sm / 10 : which == 76 ? sm % 10 : 4;
+    return 0;
+}
+Status cuDevicePrimaryCtxRetain(void **context, int) { return *context = &used, 0; }
+Status cuDevicePrimaryCtxRelease_v2(int) { return 0; }
+Status cuCtxSetCurrent(void *) { return 0; }
+Status cuMemGetInfo_v2(size_t *free, size_t *total) { return *total = capacity(), *free = capacity() - used, 0; }
+Status cuMemAlloc_v2(Pointer *out, size_t bytes) {
+    if (used + bytes > capacity()) return 2;
+    void *memory = std::aligned_alloc(512, (bytes + 511) / 512 * 512);
+    std::memset(memory, 0xff, bytes);
+    *out = reinterpret_cast<Pointer>(memory);
+    blocks[*out] = bytes;
+    used += bytes;
+    return 0;
+}
+Status cuMemFree_v2(Pointer at) {
+    auto found = blocks.find(at);
+    if (found == blocks.end()) return 1;
+    used -= found->second;
+    blocks.erase(found);
+    std::free(reinterpret_cast<void *>(at));
+    return 0;
+}
+Status cuMemcpyHtoDAsync_v2(Pointer to, const void *from, size_t bytes, void *) {
+    return std::memcpy(reinterpret_cast<void *>(to), from, bytes), 0;
+}
+Status cuMemcpyDtoHAsync_v2(void *to, Pointer from, size_t bytes, void *) {
+    return std::memcpy(to, reinterpret_cast<void *>(from), bytes), 0;
+}
+Status cuMemcpyDtoDAsync_v2(Pointer to, Pointer from, size_t bytes, void *) {
+    submit([=] { std::memcpy(reinterpret_cast<void *>(to), reinterpret_cast<void *>(from), bytes); });
+    return 0;
+}
+Status cuModuleLoadData(void **module, const void *) { return *module = &used, 0; }
+Status cuModuleUnload(void *) { return 0; }
+Status cuModuleGetFunction(void **function, void *, const char *name) {
+    for (const Kernel &kernel : KERNELS)
+        if (std::string(kernel.name) == name) return *function = const_cast<Kernel *>(&kernel), 0;
+    return 500;
+}
+Status cuFuncSetAttribute(void *, int, int) { return 0; }
+Status cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned, unsigned,
+                      unsigned shared, void *, void **args, void **) {
+    const Kernel *kernel = static_cast<const Kernel *>(function);
+    if (shared > sizeof dynamic_shared_mem || threads > 1024 || y > 65535 || z > 65535) return 1;
+    std::vector<Pointer> values;
+    for (int i = 0; i < kernel->arity; i++) values.push_back(*static_cast<Pointer *>(args[i]));
+    submit([=]() mutable {
+        std::vector<void *> pointers;
+        for (Pointer &value : values) pointers.push_back(&value);
+        launches[kernel->name]++;
+        emu::run(*kernel, {x, y, z}, threads, shared, pointers.data());
+    });
+    return 0;
+}
+Status cuStreamCreate(void **stream, unsigned) { return *stream = &used, 0; }
+Status cuStreamDestroy_v2(void *) { return 0; }
+Status cuStreamSynchronize(void *) { return 0; }
+Status cuStreamBeginCapture_v2(void *, int) { return capturing = new Graph, 0; }
+Status cuStreamEndCapture(void *, void **graph) { return *graph = capturing, capturing = nullptr, 0; }
+Status cuGraphInstantiateWithFlags(void **exec, void *graph, uint64_t) {
+    return *exec = new Graph(*static_cast<Graph *>(graph)), 0;
+}
+Status cuGraphLaunch(void *exec, void *) {
+    for (auto &work : static_cast<Graph *>(exec)->work) work();
+    return 0;
+}
+Status cuGraphDestroy(void *graph) { return delete static_cast<Graph *>(graph), 0; }
+Status cuGraphExecDestroy(void *exec) { return delete static_cast<Graph *>(exec), 0; }
+Status cuGetErrorName(Status status, const char **text) {
+    *text = status == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : status == 500 ? "CUDA_ERROR_NOT_FOUND" : "CUDA_ERROR_UNKNOWN";
+    return 0;
+}
+Status cuGetErrorString(Status status, const char **text) {
+    *text = status == 500 ? "named symbol not found" : "the emulator refuses";
+    return 0;
+}
+Status cuEventCreate(void **event, unsigned) { return *event = &used, 0; }
+Status cuEventRecord(void *, void *) { return 0; }
+Status cuEventSynchronize(void *) { return 0; }
+Status cuEventElapsedTime(float *milliseconds, void *, void *) { return *milliseconds = 1, 0; }
+Status cuEventDestroy_v2(void *) { return 0; }
+}
