@@ -360,11 +360,7 @@ impl<'a> Part<'a> {
                     #[inline(always)]
                     || {
                         for (head, part) in row.chunks_exact_mut(width).enumerate() {
-                            let own = |of: &'_ Option<Vec<f32>>| match of.as_deref() {
-                                Some(all) if all.len() > width => Some(&all[head * width..][..width]),
-                                one => one,
-                            };
-                            layer_row(part, *eps, own(gain), own(bias));
+                            layer_row(part, *eps, own(gain, head, width), own(bias, head, width));
                         }
                     },
                 );
@@ -487,6 +483,12 @@ impl<'a> Part<'a> {
             (0..heads.count()).for_each(|h| block(first, ROWS.min(count - first), h));
         }
     }
+}
+
+/// The parameters of one head, of which there are those of all heads or one set for each of them.
+fn own(all: &Option<Vec<f32>>, head: usize, width: usize) -> Option<&[f32]> {
+    let all = all.as_deref()?;
+    Some(all.get(head * width..(head + 1) * width).unwrap_or(all))
 }
 
 #[inline(always)]
