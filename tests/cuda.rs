@@ -95,7 +95,15 @@ fn compare(folders: &[PathBuf], pipeline: &str, quant: Quant, bound: f32) {
             let worst = largest_difference(&got.data, &want.data);
             assert!(worst <= bound * scale, "{name}: part {i} differs by {worst} of {scale}");
         }
-        assert_eq!(cuda.position(), ids.len() + 1, "{name}");
+        // The device chooses the token with the largest logit.
+        let logits = steps.forward(&ids[3..4], Logits::Last).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let next = cuda.next(ids[3]).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let largest = logits.data.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v));
+        assert!(
+            logits.data[next as usize] >= largest - 2.0 * bound * scale,
+            "{name}: token {next} is not the likeliest"
+        );
+        assert_eq!(cuda.position(), ids.len() + 2, "{name}");
     }
 }
 
@@ -207,6 +215,12 @@ fn the_program_compiles_runs_and_explains_what_it_cannot() {
         assert_eq!(done.code, code, "{settings:?}: {}", done.err);
         assert!(done.err.contains(message), "{settings:?}: {}", done.err);
     }
+    let text = |more: &[&str]| {
+        let done = awqc(&[&["bench", &out, "-p", "0", "-n", "1", "-r", "1", "--json"], more].concat(), &emulator, &[]);
+        assert_eq!(done.code, 0, "{}", done.err);
+        done.out
+    };
+    assert!(text(&[]).contains("a CPU that plays a GPU"));
     let done = awqc(&["bench", &out, "-p", "9", "-n", "3", "-r", "1", "--json"], &emulator, &[]);
     assert_eq!(done.code, 0, "{}", done.err);
     let bench: serde_json::Value = serde_json::from_str(&done.out).expect("JSON");

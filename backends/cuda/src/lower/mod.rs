@@ -90,14 +90,17 @@ pub fn lower(module: Verified<'_>, source: &dyn TensorSource, arch: &Arch) -> Re
     head.tighten();
     let body = schedule(&body, CHUNK, 0, &[], &mut kernels)?;
     let head = schedule(&head, HEAD_CHUNK, body.bytes, &body.results, &mut kernels)?;
+    let logits = head.results.first().map_or(0, |r| r.0);
+    let chosen = body.bytes + head.bytes;
+    let choice = kernels.choice(vocabulary, logits, chosen)?;
     let plan = Plan {
         version: VERSION,
         arch: arch.sm,
         chunk: CHUNK,
         head_chunk: HEAD_CHUNK,
         vocabulary,
-        logits: head.results.first().map_or(0, |r| r.0),
-        arena_bytes: body.bytes + head.bytes,
+        logits,
+        arena_bytes: chosen + 4,
         bytes_per_token: body.weight_bytes + head.weight_bytes,
         kernels: kernels.list(),
         constants: cx.constants.list,
@@ -106,6 +109,8 @@ pub fn lower(module: Verified<'_>, source: &dyn TensorSource, arch: &Arch) -> Re
         tables: cx.tables,
         body: body.part,
         head: head.part,
+        choice,
+        chosen,
     };
     plan.check().map_err(CudaError::Artefact)?;
     Ok(Lowered { plan, kernels: kernels.sources, remarks: kernels.remarks })
