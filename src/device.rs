@@ -6,11 +6,15 @@ use awqc_cuda::arch::Arch;
 use awqc_cuda::driver::Device;
 use awqc_cuda::nvrtc::Resources;
 use awqc_cuda::plan::Plan;
-use awqc_cuda::{CudaError, Lowered, Nvrtc, Session, lower};
+use awqc_cuda::{CudaError, Lowered, Nvrtc, Session, lower, probe};
+use awqc_ir::Quant;
+use awqc_ir::tiles::Tiles;
 use awqc_ir::verify::verify;
+use serde::Serialize;
 
 use crate::failure::{Exit, Failure};
 use crate::files;
+use crate::interrupt::Interrupt;
 use crate::model::Model;
 use crate::progress::Progress;
 
@@ -113,6 +117,62 @@ fn read_plan(path: &Path) -> Result<Plan, Failure> {
     let bytes = std::fs::read(path).map_err(|e| Failure::io(path, &e))?;
     serde_json::from_slice(&bytes)
         .map_err(|e| Failure::new(Exit::BadInput, format!("{}: {e}", path.display())).help("compile the model again"))
+}
+
+/// One product on a device.
+#[derive(Clone, Debug, Serialize)]
+pub struct Product {
+    /// Output channels.
+    pub rows: usize,
+    /// Input channels.
+    pub cols: usize,
+    /// Tokens.
+    pub tokens: usize,
+    /// Mean time in microseconds.
+    pub microseconds: f64,
+    /// Gigabytes of weights a second.
+    pub gigabytes_per_second: f64,
+    /// The same as a share of what copying memory reaches.
+    pub bandwidth_share: f64,
+    /// 10¹² operations a second; a multiplication and an addition are two.
+    pub teraops: f64,
+}
+
+/// Measures products of these shapes with weights of this type on the machine's device; returns its name, what copying
+/// reaches in gigabytes a second, and the products.
+///
+/// # Errors
+/// When there is no device or no NVRTC.
+pub fn products(
+    shapes: &[(usize, usize)],
+    tokens: &[usize],
+    quant: Quant,
+    interrupt: &Interrupt,
+) -> Result<(String, f64, Vec<Product>), Failure> {
+    let device = Device::open(None)?;
+    let nvrtc = Nvrtc::open(&from_environment())?;
+    let limit = bandwidth(&device)?;
+    let mut out = Vec::new();
+    for (rows, cols) in shapes {
+        let shape = Tiles::of(quant, *rows, *cols).map_err(|e| Failure::new(Exit::Usage, e))?;
+        for tokens in tokens {
+            interrupt.check()?;
+            let timing = probe::product(&device, &shape, *tokens, |source, arch| {
+                nvrtc.compile_text(&source.name, &source.text, arch)
+            })?;
+            let rate = 1e-9 * timing.bytes as f64 / timing.seconds;
+            out.push(Product {
+                rows: *rows,
+                cols: *cols,
+                tokens: *tokens,
+                microseconds: 1e6 * timing.seconds,
+                gigabytes_per_second: rate,
+                bandwidth_share: rate / limit,
+                teraops: 2e-12 * (rows * cols * tokens) as f64 / timing.seconds,
+            });
+        }
+    }
+    Ok((device.name().to_owned(), limit, out))
 }
 
 /// Gigabytes a second that a device copies from one place of its memory to another: what is read plus what is written.

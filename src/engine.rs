@@ -20,6 +20,14 @@ pub trait Engine {
     /// When there is no room for more positions, or an id is outside the vocabulary.
     fn forward(&mut self, ids: &[i32], logits: Logits) -> Result<Tensor, Failure>;
 
+    /// The token with the largest logit behind `id`, where the engine finds it without handing out the logits.
+    ///
+    /// # Errors
+    /// As [`Engine::forward`].
+    fn likeliest(&mut self, _id: i32) -> Result<Option<i32>, Failure> {
+        Ok(None)
+    }
+
     /// Forgets all earlier positions.
     fn reset(&mut self);
 }
@@ -45,6 +53,10 @@ impl Engine for awqc_cpu::Session<'_> {
 }
 
 impl Engine for awqc_cuda::Session {
+    fn likeliest(&mut self, id: i32) -> Result<Option<i32>, Failure> {
+        Ok(Some(self.next(id)?))
+    }
+
     fn forward(&mut self, ids: &[i32], logits: Logits) -> Result<Tensor, Failure> {
         Ok(Self::forward(self, ids, logits)?)
     }

@@ -48,9 +48,9 @@ pub fn generate(
 ) -> Result<Vec<i32>, Failure> {
     let mut rng = fastrand::Rng::with_seed(settings.seed);
     let mut new = Vec::new();
-    let mut logits = engine.forward(prompt, Logits::Last)?;
+    let mut choose = |logits: &[f32]| i32::try_from(settings.sampling.choose(logits, &mut rng)).unwrap_or(i32::MAX);
+    let mut token = choose(&engine.forward(prompt, Logits::Last)?.data);
     while new.len() < settings.max_tokens && interrupt.check().is_ok() {
-        let token = i32::try_from(settings.sampling.choose(&logits.data, &mut rng)).unwrap_or(i32::MAX);
         if settings.stop.contains(&token) {
             break;
         }
@@ -58,7 +58,11 @@ pub fn generate(
         if !show(token) || new.len() == settings.max_tokens {
             break;
         }
-        logits = engine.forward(&[token], Logits::Last)?;
+        let likeliest = if settings.sampling.is_greedy() { engine.likeliest(token)? } else { None };
+        token = match likeliest {
+            Some(next) => next,
+            None => choose(&engine.forward(&[token], Logits::Last)?.data),
+        };
     }
     Ok(new)
 }

@@ -15,9 +15,14 @@ impl Sampling {
     /// Always the most probable token.
     pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0 };
 
+    /// Whether the most probable token is always taken.
+    pub fn is_greedy(self) -> bool {
+        self.temperature <= 0.0
+    }
+
     /// The index of the chosen token.
     pub fn choose(self, logits: &[f32], rng: &mut fastrand::Rng) -> usize {
-        if self.temperature <= 0.0 {
+        if self.is_greedy() {
             return argmax(logits);
         }
         let mut order: Vec<usize> = (0..logits.len()).collect();

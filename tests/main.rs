@@ -4,6 +4,9 @@
 mod check_each;
 mod cli;
 mod cpu;
+mod cuda;
+#[path = "../backends/cuda/tests/emulator/mod.rs"]
+mod emulator;
 mod filetests;
 mod golden;
 mod models;

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{Context, print_json};
 use crate::bandwidth::bandwidth;
 use crate::bench::{Row, SHAPES, Subject, Test, kernel, measure};
-use crate::engine::{EngineArgs, cpu, device, on_device};
+use crate::engine::{EngineArgs, Where, cpu, device, on_device};
 use crate::failure::{Exit, Failure};
 use crate::model::Model;
 use crate::order::orders;
@@ -146,6 +146,9 @@ fn open<'m>(context: &Context, args: &Args, model: &'m Model, room: usize) -> Re
 /// Single products over the instruction sets that the machine has.
 fn kernels(context: &Context, args: &Args, output: Output) -> Result<(), Failure> {
     let quant = Quant { bits: 4, symmetric: false, group: Group::Size(128) };
+    if args.engine.device == Some(Where::Cuda) {
+        return products(context, quant, output);
+    }
     let isas: Vec<Isa> = match args.engine.isa {
         Some(isa) if !isa.is_available() => {
             return Err(Failure::new(Exit::Unsupported, format!("this machine has no {isa}")));
@@ -192,6 +195,36 @@ fn kernels(context: &Context, args: &Args, output: Output) -> Result<(), Failure
     let cells = orders
         .iter()
         .map(|o| vec![o.layout.clone(), o.order.to_owned(), format!("{:.1}", o.gigaweights), format!("{:.2}", o.gain)]);
+    print(&table(output, &header, cells));
+    Ok(())
+}
+
+/// Single products on the device.
+fn products(context: &Context, quant: Quant, output: Output) -> Result<(), Failure> {
+    let (device, limit, rows) =
+        crate::device::products(&SHAPES, &[1, 2, 4, 8, 16, 64, 512, 2048], quant, &context.interrupt)?;
+    if output == Output::Json {
+        let report = json!({
+            "type": quant.to_string(),
+            "device": device,
+            "copy_gigabytes_per_second": limit,
+            "products": rows,
+        });
+        return print_json(&report);
+    }
+    say(&format!("{quant} on {device}; memory copies {limit:.0} GB/s, reads and writes together"));
+    let header = ["rows", "cols", "tokens", "µs", "GB/s", "% of copy", "TOP/s"];
+    let cells = rows.iter().map(|p| {
+        vec![
+            p.rows.to_string(),
+            p.cols.to_string(),
+            p.tokens.to_string(),
+            format!("{:.1}", p.microseconds),
+            format!("{:.0}", p.gigabytes_per_second),
+            format!("{:.0}", 100.0 * p.bandwidth_share),
+            format!("{:.1}", p.teraops),
+        ]
+    });
     print(&table(output, &header, cells));
     Ok(())
 }

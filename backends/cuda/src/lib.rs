@@ -13,6 +13,7 @@ pub mod kernels;
 mod lower;
 pub mod nvrtc;
 pub mod plan;
+pub mod probe;
 pub mod session;
 
 pub use error::CudaError;

@@ -42,6 +42,10 @@ pub struct Plan {
     pub body: Part,
     /// The last region.
     pub head: Part,
+    /// Finds the largest logit of a token.
+    pub choice: Launch,
+    /// Where it leaves the token's id.
+    pub chosen: usize,
 }
 
 /// Version of the format.
@@ -206,7 +210,8 @@ impl Plan {
                 self.version
             ));
         }
-        for launch in [&self.body, &self.head].into_iter().flat_map(|p| p.few.iter().chain(&p.many)) {
+        let parts = [&self.body, &self.head].into_iter().flat_map(|p| p.few.iter().chain(&p.many));
+        for launch in parts.chain([&self.choice]) {
             let Some(kernel) = self.kernels.get(launch.kernel) else {
                 return Err(format!("the plan launches kernel {}, it has {}", launch.kernel, self.kernels.len()));
             };

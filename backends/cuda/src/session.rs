@@ -13,7 +13,7 @@ use crate::CudaError;
 use crate::arch::Arch;
 use crate::driver::{Address, Buffer, Device, Function, Graph, Launch};
 use crate::kernels::Call;
-use crate::plan::{FEW, Form, Given, Ints, Part, Place, Plan};
+use crate::plan::{FEW, Form, Given, Ints, Launch as Planned, Part, Place, Plan};
 
 /// Where a plan's constants begin in the buffer of weights: multiples of so many bytes.
 const ALIGN: usize = 256;
@@ -30,10 +30,19 @@ pub struct Session {
     caches: Vec<Buffer>,
     /// What comes with a call, for few and for many tokens.
     given: [Inputs; 2],
-    /// The launches of one token.
-    step: Option<Graph>,
+    /// The launches of one token, without and with the choice of the next.
+    steps: [Option<Graph>; 2],
     context: usize,
     past: usize,
+}
+
+/// What becomes of a token's logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// They are downloaded.
+    Logits = 0,
+    /// The device looks for the largest.
+    Choice = 1,
 }
 
 /// Memory for what comes with a call.
@@ -88,7 +97,19 @@ impl Session {
         };
         let caches = plan.caches.iter().map(cache).collect::<Result<Vec<_>, _>>()?;
         let given = [Inputs::new(&plan, &device, FEW)?, Inputs::new(&plan, &device, plan.chunk)?];
-        Ok(Self { plan, device, functions, weights, constants, arena, caches, given, step: None, context, past: 0 })
+        Ok(Self {
+            plan,
+            device,
+            functions,
+            weights,
+            constants,
+            arena,
+            caches,
+            given,
+            steps: [None, None],
+            context,
+            past: 0,
+        })
     }
 
     /// Positions that have been seen since the last reset.
@@ -136,14 +157,14 @@ impl Session {
             };
             self.give(chunk, length)?;
             if chunk.len() == 1 && wanted.len() == 1 {
-                self.token()?;
+                self.token(Next::Logits)?;
                 self.read(1, &mut data)?;
             } else {
-                self.run(&self.plan.body, chunk.len(), chunk.len(), 0)?;
+                self.part(&self.plan.body, chunk.len(), chunk.len(), 0)?;
                 for start in wanted.clone().step_by(self.plan.head_chunk.max(1)) {
                     let count = self.plan.head_chunk.max(1).min(wanted.end - start);
                     self.count(chunk.len(), count)?;
-                    self.run(&self.plan.head, chunk.len(), count, start)?;
+                    self.part(&self.plan.head, chunk.len(), count, start)?;
                     self.read(count, &mut data)?;
                 }
             }
@@ -153,6 +174,21 @@ impl Session {
         Ok(Tensor { shape: vec![data.len() / vocabulary.max(1), vocabulary], data })
     }
 
+    /// The token with the largest logit behind `id`, which continues what the session has seen: four bytes come back from
+    /// the device instead of all logits.
+    ///
+    /// # Errors
+    /// As [`Session::forward`].
+    pub fn next(&mut self, id: i32) -> Result<i32, CudaError> {
+        self.check(&[id])?;
+        self.give(&[id], self.past + 1)?;
+        self.token(Next::Choice)?;
+        let mut bytes = [0; 4];
+        self.device.download(&self.arena, self.plan.chosen, &mut bytes)?;
+        self.past += 1;
+        Ok(i32::from_le_bytes(bytes))
+    }
+
     /// Seconds that the launches of one token take on the device, at the current position, again and again.
     ///
     /// # Errors
@@ -160,9 +196,9 @@ impl Session {
     pub fn time_token(&mut self, id: i32, repeats: usize) -> Result<f64, CudaError> {
         self.check(&[id])?;
         self.give(&[id], self.past + 1)?;
-        self.token()?;
+        self.token(Next::Choice)?;
         self.device.synchronize()?;
-        let seconds = self.device.time(|| (0..repeats).try_for_each(|_| self.launch_token()))?;
+        let seconds = self.device.time(|| (0..repeats).try_for_each(|_| self.launch_token(Next::Choice)))?;
         Ok(seconds / repeats.max(1) as f64)
     }
 
@@ -229,29 +265,36 @@ impl Session {
     }
 
     /// The launches of one token, body and head, as a graph where the driver can capture them.
-    fn token(&mut self) -> Result<(), CudaError> {
-        if self.step.is_none() {
+    fn token(&mut self, next: Next) -> Result<(), CudaError> {
+        if self.steps[next as usize].is_none() {
             // A driver that cannot capture runs the launches one by one.
-            self.step = self.device.capture(|| self.launches()).ok();
+            self.steps[next as usize] = self.device.capture(|| self.launches(next)).ok();
         }
-        self.launch_token()
+        self.launch_token(next)
     }
 
-    fn launch_token(&self) -> Result<(), CudaError> {
-        match &self.step {
+    fn launch_token(&self, next: Next) -> Result<(), CudaError> {
+        match &self.steps[next as usize] {
             Some(graph) => self.device.replay(graph),
-            None => self.launches(),
+            None => self.launches(next),
         }
     }
 
-    fn launches(&self) -> Result<(), CudaError> {
-        self.run(&self.plan.body, 1, 1, 0)?;
-        self.run(&self.plan.head, 1, 1, 0)
+    fn launches(&self, next: Next) -> Result<(), CudaError> {
+        self.run(&self.plan.body.few, 1, 1, 0)?;
+        self.run(&self.plan.head.few, 1, 1, 0)?;
+        match next {
+            Next::Logits => Ok(()),
+            Next::Choice => self.run(std::slice::from_ref(&self.plan.choice), 1, 1, 0),
+        }
     }
 
     /// Launches a part for `count` of the call's `tokens` tokens, from `start` on.
-    fn run(&self, part: &Part, tokens: usize, count: usize, start: usize) -> Result<(), CudaError> {
-        let launches = if count > FEW { &part.many } else { &part.few };
+    fn part(&self, part: &Part, tokens: usize, count: usize, start: usize) -> Result<(), CudaError> {
+        self.run(if count > FEW { &part.many } else { &part.few }, tokens, count, start)
+    }
+
+    fn run(&self, launches: &[Planned], tokens: usize, count: usize, start: usize) -> Result<(), CudaError> {
         let inputs = &self.given[Self::inputs(tokens)];
         let mut args: Vec<Address> = Vec::new();
         for launch in launches {

@@ -114,6 +114,38 @@ fn covered(region: &Region, quant: Quant, rows: usize, cols: usize) -> Result<Ti
     })
 }
 
+/// Why no kernel covers an op in this form, whatever its operands.
+pub(super) fn uncovered(op: &Op) -> Option<&'static str> {
+    let no_kernel = "it has no kernel here: use the reference target";
+    match op {
+        Op::Softmax(_) | Op::TopK(_) | Op::Dispatch(_) | Op::Combine(_) => {
+            Some("mixtures of experts have no kernels here: use the reference target")
+        }
+        Op::Sigmoid(_) | Op::Clamp(_) | Op::Repeat(_) => Some(no_kernel),
+        Op::LayerNorm(n) if n.heads.is_some() => Some("head by head it has no kernel here: use the reference target"),
+        Op::Split(s) if s.heads != 1 => Some("head by head it has no kernel here: use the reference target"),
+        Op::Concat(c) if c.heads != 1 => Some("head by head it has no kernel here: use the reference target"),
+        Op::Sdpa(s) if s.alibi.is_some() => Some("linear biases have no kernel here: use the reference target"),
+        Op::Embedding(_)
+        | Op::RopeTable(_)
+        | Op::Linear(_)
+        | Op::Rope(_)
+        | Op::RmsNorm(_)
+        | Op::LayerNorm(_)
+        | Op::Sdpa(_)
+        | Op::Silu(_)
+        | Op::Gelu(_)
+        | Op::Relu(_)
+        | Op::Add(_)
+        | Op::Mul(_)
+        | Op::Scale(_)
+        | Op::Softcap(_)
+        | Op::Split(_)
+        | Op::Concat(_)
+        | Op::Fused(_) => None,
+    }
+}
+
 /// Whether kernels cover a module whose linears will be quantized like this, as far as can be told beforehand.
 ///
 /// # Errors
@@ -124,6 +156,9 @@ pub fn check(module: &Module, quant: Quant) -> Result<(), CudaError> {
         inline_fused(&mut region, &module.fused)
             .map_err(|e| CudaError::Unsupported(format!("region {}: {e}", region.name)))?;
         for (_, node) in region.nodes() {
+            if let Some(why) = uncovered(&node.op) {
+                return Err(CudaError::Unsupported(format!("region {}: {}: {why}", region.name, node.op.mnemonic())));
+            }
             let ty = |at: usize| node.operands.get(at).map(|o| region.operand_type(*o));
             match &node.op {
                 Op::Linear(_) => {
@@ -151,6 +186,13 @@ pub fn check(module: &Module, quant: Quant) -> Result<(), CudaError> {
                 | Op::Mul(_)
                 | Op::Scale(_)
                 | Op::Softcap(_)
+                | Op::Sigmoid(_)
+                | Op::Clamp(_)
+                | Op::Softmax(_)
+                | Op::TopK(_)
+                | Op::Dispatch(_)
+                | Op::Combine(_)
+                | Op::Repeat(_)
                 | Op::Split(_)
                 | Op::Concat(_)
                 | Op::Fused(_) => {}

@@ -177,10 +177,8 @@ impl FlatProgram {
             let Flat::Zip { a, f: Map::Same, b, zip, out } = self.steps[i] else { continue };
             let merged = |var: Var| {
                 let maker = self.maker(var).filter(|_| uses[var] == 1)?;
-                match self.steps[maker] {
-                    Flat::Map { x, f, .. } if maker < i => Some((maker, x, f)),
-                    _ => None,
-                }
+                let Flat::Map { x, f, .. } = self.steps[maker] else { return None };
+                (maker < i).then_some((maker, x, f))
             };
             let (maker, a, f, b) = match (merged(a), b) {
                 (Some((maker, x, f)), b) => (maker, x, f, b),

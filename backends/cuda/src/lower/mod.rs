@@ -15,7 +15,7 @@ use awqc_ir::inline::inline_fused;
 use awqc_ir::op::{GeluForm, Op, RopeTable};
 use awqc_ir::{FusedDef, Region, TensorSource, ValueId, Verified, WeightId};
 
-use self::constants::{Constants, Matrix};
+use self::constants::{Constants, Matrix, uncovered};
 use self::flat::{By, Flat, FlatProgram, Home, Var};
 use self::schedule::{Kernels, schedule};
 use crate::CudaError;
@@ -90,14 +90,17 @@ pub fn lower(module: Verified<'_>, source: &dyn TensorSource, arch: &Arch) -> Re
     head.tighten();
     let body = schedule(&body, CHUNK, 0, &[], &mut kernels)?;
     let head = schedule(&head, HEAD_CHUNK, body.bytes, &body.results, &mut kernels)?;
+    let logits = head.results.first().map_or(0, |r| r.0);
+    let chosen = body.bytes + head.bytes;
+    let choice = kernels.choice(vocabulary, logits, chosen)?;
     let plan = Plan {
         version: VERSION,
         arch: arch.sm,
         chunk: CHUNK,
         head_chunk: HEAD_CHUNK,
         vocabulary,
-        logits: head.results.first().map_or(0, |r| r.0),
-        arena_bytes: body.bytes + head.bytes,
+        logits,
+        arena_bytes: chosen + 4,
         bytes_per_token: body.weight_bytes + head.weight_bytes,
         kernels: kernels.list(),
         constants: cx.constants.list,
@@ -106,6 +109,8 @@ pub fn lower(module: Verified<'_>, source: &dyn TensorSource, arch: &Arch) -> Re
         tables: cx.tables,
         body: body.part,
         head: head.part,
+        choice,
+        chosen,
     };
     plan.check().map_err(CudaError::Artefact)?;
     Ok(Lowered { plan, kernels: kernels.sources, remarks: kernels.remarks })
@@ -167,6 +172,9 @@ impl Builder<'_> {
             let op = &node.op;
             let unsupported =
                 |why: &str| CudaError::Unsupported(format!("region {}: {}: {why}", region.name, op.mnemonic()));
+            if let Some(why) = uncovered(op) {
+                return Err(unsupported(why));
+            }
             let weights: Vec<WeightId> = node.operands.iter().filter_map(|o| o.weight()).collect();
             let mut operands = Vec::new();
             for v in node.operands.iter().filter_map(|o| o.value()) {
@@ -195,7 +203,15 @@ impl Builder<'_> {
             let Some(out) = outs.first().copied() else { continue };
             let width = self.flat.values[out].width;
             match op.clone() {
-                Op::RopeTable(_) => {}
+                // The angles are a table, and `uncovered` has refused the others.
+                Op::RopeTable(_)
+                | Op::Sigmoid(_)
+                | Op::Clamp(_)
+                | Op::Softmax(_)
+                | Op::TopK(_)
+                | Op::Dispatch(_)
+                | Op::Combine(_)
+                | Op::Repeat(_) => {}
                 Op::Embedding(e) => {
                     let Some(Entry::Ints(ints)) = operands.first().copied() else {
                         return Err(unsupported("the indices must be token ids or positions"));

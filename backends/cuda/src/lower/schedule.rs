@@ -9,7 +9,7 @@ use crate::arch::Arch;
 use crate::emit::Source;
 use crate::kernels::attend::{self, Shape};
 use crate::kernels::rows::{Kind, Out, Row, Rows, Step};
-use crate::kernels::{Float, dense, gemm, gemv};
+use crate::kernels::{Float, argmax, dense, gemm, gemv};
 use crate::plan::{Extent, FEW, Given, Kernel, Launch, Part, Place};
 
 /// Values start at multiples of so many bytes.
@@ -44,6 +44,13 @@ impl<'a> Kernels<'a> {
         });
         self.known.insert(key, at);
         Ok(at)
+    }
+
+    /// Finds the largest of the logits at `from`, and leaves its place at `to`.
+    pub(super) fn choice(&mut self, vocabulary: usize, from: usize, to: usize) -> Result<Launch, CudaError> {
+        let kernel = self.get(format!("argmax {vocabulary}"), |arch| argmax::source(arch, vocabulary))?;
+        let grid = [Extent::Fixed(1), Extent::Fixed(1), Extent::Fixed(1)];
+        Ok(Launch { kernel, grid, args: vec![Place::Arena(from), Place::Arena(to)] })
     }
 
     pub(super) fn list(&self) -> Vec<Kernel> {

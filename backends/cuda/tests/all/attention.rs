@@ -9,7 +9,7 @@ use half::bf16;
 use crate::support::{Bench, Random, error, rounded};
 
 fn op(heads: u64, kv_heads: u64, window: Option<u64>, softcap: Option<f64>) -> Sdpa {
-    Sdpa { causal: true, heads, kv_heads, scale: None, window, softcap }
+    Sdpa { causal: true, heads, kv_heads, scale: None, window, softcap, alibi: None }
 }
 
 #[test]

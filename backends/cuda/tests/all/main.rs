@@ -6,3 +6,4 @@ mod emulator;
 mod products;
 mod rows;
 mod support;
+mod text;

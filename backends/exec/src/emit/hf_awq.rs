@@ -185,7 +185,8 @@ fn source_names(region: &Region, id: WeightId) -> Result<Vec<String>, EmitError>
     let names: Vec<String> = sources.iter().map(|s| format!("`{}`", region.tensor_name(s))).collect();
     let weight = region.weight(id).name.as_deref().unwrap_or("(unnamed)");
     let refuse = |why: String| EmitError::Unsupported(format!("weight ${weight} of region {}: {why}", region.name));
-    let stacked = region.weight_closure(&[id]).into_iter().any(|w| matches!(region.weight(w).expr, WeightExpr::Stack(_)));
+    let stacked =
+        region.weight_closure(&[id]).into_iter().any(|w| matches!(region.weight(w).expr, WeightExpr::Stack(_)));
     let (([source], false) | ([source, ..], true)) = (sources.as_slice(), stacked) else {
         let why = format!(
             "it joins {} ({}); this format keeps the source's tensors: leave out the passes that join weights",

@@ -318,8 +318,7 @@ impl<B: ExecBackend> Frame<'_, '_, B> {
                 return Ok(vec![Val::Float(weights), Val::Int(experts)]);
             }
             Op::Dispatch(d) => {
-                let routed =
-                    ops::routing::dispatch::<B>(d.experts as usize, float()?, int()?, self.interpreter.device);
+                let routed = ops::routing::dispatch::<B>(d.experts as usize, float()?, int()?, self.interpreter.device);
                 return Ok(vec![Val::Routed(routed.map_err(|e| self.error(region, op, e))?)]);
             }
             Op::Combine(_) => {

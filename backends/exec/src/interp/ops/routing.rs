@@ -234,9 +234,7 @@ pub fn choose(op: &TopK, scores: &[f32], mut choice: Vec<f32>) -> Vec<(f32, usiz
 /// The share of the `j`-th choice in a softmax over the experts near it, those chosen before left out.
 fn share(scores: &[f32], chosen: &[usize], j: usize, near: f32) -> f32 {
     let best = scores[chosen[j]];
-    let counts = |(e, s): &(usize, &f32)| {
-        !chosen[..j].contains(e) && (best - **s) / s.abs().max(best) <= 2.0 * near
-    };
+    let counts = |(e, s): &(usize, &f32)| !chosen[..j].contains(e) && (best - **s) / s.abs().max(best) <= 2.0 * near;
     let sum: f32 = scores.iter().enumerate().filter(counts).map(|(_, s)| (s - best).exp()).sum();
     1.0 / sum
 }

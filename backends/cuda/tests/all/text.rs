@@ -1,0 +1,106 @@
+//! The text of the kernels: one is kept for people to read, and NVRTC compiles all where it can be found.
+
+use std::path::PathBuf;
+
+use awqc_cuda::arch::{ARCHS, Arch};
+use awqc_cuda::emit::Source;
+use awqc_cuda::kernels::rows::{Kind, Map, Out, Row, Rows, Step, Zip};
+use awqc_cuda::kernels::{Float, argmax, attend, dense, gemm, gemv};
+use awqc_cuda::{CudaError, Nvrtc};
+use awqc_ir::op::Sdpa;
+use awqc_ir::tiles::Tiles;
+use awqc_ir::{Group, Quant};
+
+/// `silu(gate) · up` of a 7B model, as a packed product reads it.
+fn gate(arch: &Arch) -> Source {
+    let (width, pitch) = (11008, 22016);
+    let row = |col| Row { arg: 0, pitch, col };
+    let out = Out::F16(Row { arg: 1, pitch: width, col: 0 });
+    let step = Step::Zip { a: row(0), f: Map::Silu, b: row(width), zip: Zip::Mul, width, out };
+    Rows { steps: vec![step], args: vec![Kind::F32, Kind::F16] }.source(arch).expect("a kernel")
+}
+
+#[test]
+fn a_kernel_to_read() {
+    let source = gate(Arch::find(89).expect("an architecture"));
+    insta::assert_snapshot!(source.text);
+}
+
+/// One kernel of each kind and bit width, of sizes of a 7B model.
+fn kernels(arch: &Arch) -> Vec<Source> {
+    let mut out = vec![gate(arch)];
+    for (bits, symmetric, group) in
+        [(4, false, 128), (4, true, 32), (3, false, 128), (2, false, 64), (8, false, 128), (4, false, 16)]
+    {
+        let quant = Quant { bits, symmetric, group: Group::Size(group) };
+        let shape = Tiles::of(quant, 4096, 4096).expect("a shape");
+        out.push(gemv::source(arch, &shape, bits == 4).expect("a kernel"));
+        out.push(gemm::source(arch, &shape, bits == 4).expect("a kernel"));
+    }
+    let op = |window, softcap| Sdpa { causal: true, heads: 32, kv_heads: 8, scale: None, window, softcap };
+    for (op, columns, splits) in
+        [(op(None, None), 128, 8), (op(Some(4096), Some(50.0)), 256, 1), (op(None, None), 64, 1)]
+    {
+        let shape = attend::Shape::of(&op, columns, columns, true, splits).expect("a shape");
+        out.push(attend::source(arch, &shape).expect("a kernel"));
+        out.extend((splits > 1).then(|| attend::join_source(arch, &shape).expect("a kernel")));
+    }
+    for of in [Float::F32, Float::F16, Float::Bf16] {
+        out.push(dense::source(arch, of, 32000, 4096, false).expect("a kernel"));
+    }
+    out.push(argmax::source(arch, 32000).expect("a kernel"));
+    let row = |arg, pitch| Row { arg, pitch, col: 0 };
+    let args = vec![Kind::F32, Kind::F32, Kind::Parameter, Kind::F16, Kind::Table(Float::Bf16), Kind::Ints, Kind::F32];
+    let x = row(0, 4096);
+    let steps = vec![
+        Step::Embed { table: 4, of: Float::Bf16, index: 5, offset: 0, width: 4096, out: Out::F32(x) },
+        Step::Zip { a: x, f: Map::GeluTanh, b: row(1, 4096), zip: Zip::Add, width: 4096, out: Out::F32(x) },
+        Step::RmsNorm { x, gain: Some(2), heads: 32, width: 128, eps: 1e-6, out: Out::F32(x) },
+        Step::Rope {
+            x,
+            cos: row(6, 64),
+            sin: row(6, 64),
+            heads: 32,
+            width: 128,
+            pairs: 64,
+            interleaved: false,
+            out: Out::F32(row(1, 4096)),
+        },
+        Step::LayerNorm { x, gain: Some(2), bias: Some(2), width: 4096, eps: 1e-5, out: Out::F16(row(3, 4096)) },
+    ];
+    out.push(Rows { steps, args }.source(arch).expect("a kernel"));
+    out
+}
+
+#[test]
+fn nvrtc_compiles_every_kernel_for_every_architecture_without_spills() {
+    let folders: Vec<PathBuf> =
+        std::env::var_os("AWQC_NVRTC").map(|f| std::env::split_paths(&f).collect()).unwrap_or_default();
+    let nvrtc = match Nvrtc::open(&folders) {
+        Ok(nvrtc) => nvrtc,
+        Err(CudaError::NoNvrtc(why)) if folders.is_empty() => {
+            eprintln!("note: NVRTC was not found, the kernels are not compiled: {why}");
+            return;
+        }
+        Err(error) => panic!("{error}"),
+    };
+    eprintln!("NVRTC {}.{}", nvrtc.version().0, nvrtc.version().1);
+    for arch in ARCHS {
+        for source in kernels(arch) {
+            let compiled = nvrtc.compile(&source, arch).unwrap_or_else(|e| panic!("{e}"));
+            let r = &compiled.resources;
+            eprintln!(
+                "{} {:<48} {:>3} registers, {:>5} bytes shared, {:>2} warps",
+                arch.name(),
+                r.kernel,
+                r.registers,
+                r.shared_bytes,
+                r.warps_per_multiprocessor
+            );
+            assert_eq!((r.spill_stores, r.spill_loads), (0, 0), "{} for {}", r.kernel, arch.name());
+            assert!(r.registers > 0 && r.registers <= arch.registers_thread, "{r:?}");
+            assert!(compiled.cubin.starts_with(b"\x7fELF"), "{}", r.kernel);
+            assert!(String::from_utf8_lossy(&compiled.ptx).contains(&format!(".target sm_{}", arch.sm)));
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! CUDA artefacts: whole models through the text of their kernels, on a CPU that plays a GPU.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use awqc::calibration::Calibration;
+use awqc::compile::{Request, compile};
+use awqc::cuda::arch::Arch;
+use awqc::cuda::driver::Device;
+use awqc::cuda::{Lowered, Session, lower};
+use awqc::exec::Logits;
+use awqc::exec::emit::Existing;
+use awqc::generate::session;
+use awqc::interrupt::Interrupt;
+use awqc::ir::verify::verify;
+use awqc::ir::{Group, Quant};
+use awqc::model::Model;
+use awqc::standard::registry;
+use awqc::statistics::Statistics;
+use awqc::target::Target;
+use awqc::watch::Watch;
+
+use crate::emulator::Emulator;
+use crate::models::{Expected, float_folders, largest_difference, name};
+
+/// The fusions and the layout, with or without quantization.
+const FLOAT: &str = "canonicalize,dce,fuse-qkv,fuse-gate-up,fuse-norm,fuse-rope,fuse-swiglu,dce";
+const PACKED: &str = "canonicalize,dce,quantize{SCHEME},fuse-qkv,fuse-gate-up,fuse-norm,fuse-rope,fuse-swiglu,dce,\
+                      pack{layout=mma16}";
+
+/// Compiles a golden into `out` and opens the artefact.
+fn artefact(folder: &Path, out: PathBuf, pipeline: &str, quant: Quant) -> Model {
+    let request = Request {
+        registry: &registry(),
+        model: folder,
+        target: Target::find("cuda-sm89").expect("a target"),
+        quant,
+        head_bits: 16,
+        pipeline: Some(pipeline.into()),
+        calibration: Calibration::Builtin,
+        samples: 1,
+        seqlen: 8,
+        statistics: Statistics::Gather,
+        out: out.clone(),
+        existing: Existing::Refuse,
+        resume: false,
+        watch: &Watch::default(),
+        interrupt: &Interrupt::default(),
+        nvrtc: &[],
+        quiet: true,
+    };
+    compile(&request).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+    Model::open(&out).unwrap_or_else(|e| panic!("{}: {e}", folder.display()))
+}
+
+fn lowered(model: &Model) -> Lowered {
+    let module = verify(&model.module).expect("a valid module");
+    lower(module, model.source.as_ref(), Arch::find(89).expect("an architecture")).expect("a plan")
+}
+
+/// Compiles goldens, one emulator for all of them, and compares: with PyTorch, or with the reference executor on the
+/// same artefact; whole sequences, and step by step.
+fn compare(folders: &[PathBuf], pipeline: &str, quant: Quant, bound: f32) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let models: Vec<(String, Model, Expected)> = folders
+        .iter()
+        .map(|f| (name(f), artefact(f, dir.path().join(name(f)), pipeline, quant), Expected::read(f)))
+        .collect();
+    let plans: Vec<Lowered> = models.iter().map(|(_, m, _)| lowered(m)).collect();
+    let emulator = Emulator::build(plans.iter().flat_map(|p| &p.kernels));
+    for ((name, model, expected), lowered) in models.iter().zip(plans) {
+        let ids = expected.ids().remove(0);
+        let device = Device::open(Some(&emulator.library())).expect("the emulator");
+        let mut cuda = Session::new(lowered.plan, model.source.as_ref(), |_| Ok(Vec::new()), device, 64)
+            .unwrap_or_else(|e| panic!("{name}: {e}"));
+        let reference = |ids: &[i32], logits| {
+            session(model).and_then(|mut s| Ok(s.forward(ids, logits)?)).unwrap_or_else(|e| panic!("{name}: {e}"))
+        };
+        let want = match pipeline == FLOAT {
+            true => expected.floats["logits"].1[..ids.len() * cuda.plan().vocabulary].to_vec(),
+            false => reference(&ids, Logits::All).data,
+        };
+        let scale = want.iter().fold(1.0f32, |m, v| m.max(v.abs()));
+        let got = cuda.forward(&ids, Logits::All).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let worst = largest_difference(&got.data, &want);
+        assert!(worst <= bound * scale, "{name}: logits differ by {worst} of {scale}");
+
+        // Step by step, as the reference takes them: some frequencies depend on the length.
+        cuda.reset();
+        let mut steps = session(model).unwrap_or_else(|e| panic!("{name}: {e}"));
+        for (i, part) in [&ids[..ids.len() - 2], &ids[..1], &ids[1..2], &ids[2..3]].into_iter().enumerate() {
+            let got = cuda.forward(part, Logits::Last).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let want = steps.forward(part, Logits::Last).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let worst = largest_difference(&got.data, &want.data);
+            assert!(worst <= bound * scale, "{name}: part {i} differs by {worst} of {scale}");
+        }
+        // The device chooses the token with the largest logit.
+        let logits = steps.forward(&ids[3..4], Logits::Last).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let next = cuda.next(ids[3]).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let largest = logits.data.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v));
+        assert!(
+            logits.data[next as usize] >= largest - 2.0 * bound * scale,
+            "{name}: token {next} is not the likeliest"
+        );
+        assert_eq!(cuda.position(), ids.len() + 2, "{name}");
+    }
+}
+
+#[test]
+fn every_family_computes_what_pytorch_does() {
+    // The caches are f16.
+    compare(&float_folders(), FLOAT, Quant { bits: 4, symmetric: false, group: Group::Size(16) }, 2e-3);
+}
+
+#[test]
+fn packed_models_compute_what_the_reference_does() {
+    let some = |n: &str| float_folders().into_iter().filter(|f| name(f) == n).collect::<Vec<_>>();
+    for (name, bits, group) in [("llama", 4, 32), ("gpt2", 3, 16), ("gemma2", 8, 48)] {
+        compare(&some(name), PACKED, Quant { bits, symmetric: bits == 3, group: Group::Size(group) }, 3e-3);
+    }
+}
+
+/// What the program does.
+struct Done {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+/// Runs the program with the emulator as the system's driver.
+fn awqc(args: &[&str], emulator: &Emulator, settings: &[(&str, &str)]) -> Done {
+    let out = Command::new(env!("CARGO_BIN_EXE_awqc"))
+        .args(args)
+        .env("LD_LIBRARY_PATH", emulator.folder())
+        .env_remove("AWQC_NVRTC")
+        .envs(settings.iter().copied())
+        .output()
+        .expect("the program starts");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    Done { code: out.status.code().expect("an exit code"), out: text(out.stdout), err: text(out.stderr) }
+}
+
+/// Every file below a folder, with its contents.
+fn files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut paths: Vec<PathBuf> = fs::read_dir(dir).expect("a folder").flatten().map(|e| e.path()).collect();
+    paths.sort();
+    let read = |p: PathBuf| (p.file_name().expect("a name").into(), fs::read(&p).expect("a file"));
+    paths.into_iter().filter(|p| p.is_file()).map(read).collect()
+}
+
+#[test]
+fn the_program_compiles_runs_and_explains_what_it_cannot() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| dir.path().join(name).to_str().expect("UTF-8").to_owned();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama");
+    let (model, ids) = (root.to_str().expect("UTF-8"), root.join("expected.safetensors"));
+    let ids = ids.to_str().expect("UTF-8");
+    let none = Emulator::build([]);
+    let compile = |out: &str, more: &[&str]| {
+        let args = ["compile", model, "--target", "cuda-sm89", "--calib-ids", ids, "-o", out];
+        awqc(&[&args, more].concat(), &none, &[])
+    };
+    let out = at("out");
+    let done = compile(&out, &["--group", "16"]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    let kernels = dir.path().join("out/kernels");
+    assert!(kernels.join("plan.json").is_file());
+    let compiled = kernels.join("resources.json").is_file();
+    assert!(compiled || done.err.contains("note: NVRTC was not found"), "{}", done.err);
+    let other = at("other");
+    assert_eq!(compile(&other, &["--group", "16"]).code, 0);
+    assert!(files(&kernels) == files(&dir.path().join("other/kernels")), "the same input gives the same kernels");
+    // A shape that no kernel covers is found before any work.
+    let done = compile(&at("none"), &["--group", "20"]);
+    assert_eq!(done.code, 3, "{}", done.err);
+    assert!(done.err.contains("no kernel covers u4g20[") && done.err.contains("help: another --group"), "{}", done.err);
+    assert!(!dir.path().join("none").exists());
+
+    let lowered = lowered(&Model::open(Path::new(&out)).expect("an artefact"));
+    let emulator = Emulator::build(&lowered.kernels);
+    for kernel in &lowered.kernels {
+        // The emulator's kernels are linked in; it looks at no machine code.
+        fs::write(kernels.join(format!("{}.cubin", kernel.name)), b"none").expect("written");
+    }
+    let eval = |more: &[&str], settings: &[(&str, &str)]| {
+        awqc(&[&["eval", &out, "--ids", ids, "--json", "-q"], more].concat(), &emulator, settings)
+    };
+    let perplexity = |done: Done| {
+        assert_eq!(done.code, 0, "{}", done.err);
+        let json: serde_json::Value = serde_json::from_str(&done.out).expect("JSON");
+        json["perplexity"].as_f64().expect("a number")
+    };
+    let (device, host) = (perplexity(eval(&[], &[])), perplexity(eval(&["--device", "host"], &[])));
+    assert!((device / host - 1.0).abs() < 1e-3, "{device} against {host}");
+    for (more, settings, code, message) in [
+        (
+            &[][..],
+            ("EMULATOR_DEVICES", "0"),
+            3,
+            "finds no device\nhelp: run the artefact on a machine with an NVIDIA GPU",
+        ),
+        (
+            &[],
+            ("EMULATOR_SM", "90"),
+            3,
+            "for sm_89, this device (a CPU that plays a GPU) is sm_90\nhelp: compile with --target cuda-sm90",
+        ),
+        (&[], ("EMULATOR_SM", "86"), 3, "is sm_86"),
+        (&[], ("EMULATOR_MEGABYTES", "1"), 6, "bytes of device memory"),
+        (&["--ctx", "3"], ("EMULATOR_SM", "89"), 2, "there is room for 3"),
+        (&["--act", "f32"], ("EMULATOR_SM", "89"), 2, "--act is for models that run on the processor"),
+    ] {
+        let done = eval(more, &[settings]);
+        assert_eq!(done.code, code, "{settings:?}: {}", done.err);
+        assert!(done.err.contains(message), "{settings:?}: {}", done.err);
+    }
+    let text = |more: &[&str]| {
+        let done = awqc(&[&["bench", &out, "-p", "0", "-n", "1", "-r", "1", "--json"], more].concat(), &emulator, &[]);
+        assert_eq!(done.code, 0, "{}", done.err);
+        done.out
+    };
+    assert!(text(&[]).contains("a CPU that plays a GPU"));
+    let done = awqc(&["bench", &out, "-p", "9", "-n", "3", "-r", "1", "--json"], &emulator, &[]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    let bench: serde_json::Value = serde_json::from_str(&done.out).expect("JSON");
+    assert_eq!(bench["tests"][1]["test"], "tg3", "{bench}");
+    // A plan that was tampered with is not carried out.
+    let plan = fs::read_to_string(kernels.join("plan.json")).expect("a plan");
+    fs::write(kernels.join("plan.json"), plan.replacen("\"kernel\": 0", "\"kernel\": 999", 1)).expect("written");
+    let done = eval(&[], &[]);
+    assert_eq!(done.code, 4, "{}", done.err);
+    assert!(done.err.contains("launches kernel 999"), "{}", done.err);
+}
