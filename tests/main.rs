@@ -4,6 +4,7 @@
 mod check_each;
 mod cli;
 mod cpu;
+mod experts;
 mod filetests;
 mod golden;
 mod models;
