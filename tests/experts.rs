@@ -36,10 +36,16 @@ fn compiled(model: &Model, pipeline: &str, calibration: &[Vec<i32>]) -> (Module,
 
 fn logits(model: &Model, module: &Module, ids: &[Vec<i32>]) -> Vec<f32> {
     let mut out = Vec::new();
-    stream::stream(verify(module).expect("a valid module"), model.source.as_ref(), ids, &Control::new(), &mut |chunk| {
-        out.extend(chunk.logits.data);
-        Ok(())
-    })
+    stream::stream(
+        verify(module).expect("a valid module"),
+        model.source.as_ref(),
+        ids,
+        &Control::new(),
+        &mut |chunk| {
+            out.extend(chunk.logits.data);
+            Ok(())
+        },
+    )
     .expect("the module runs");
     out
 }
@@ -58,6 +64,8 @@ fn every_expert_is_searched_for_by_itself() {
         let (searched, remarks) = compiled(&model, "profile,awq-scale,awq-clip,quantize{bits=3,group=16}", &ids);
         let (before, after) = (error(&rounded), error(&searched));
         assert!(after < 0.9 * before, "{name}: the error went from {before} to {after}");
+        let (by_block, _) = compiled(&model, "profile,awq-scale{loss=block,grid=4},quantize{bits=3,group=16}", &ids);
+        assert!(error(&by_block) < before, "{name}: the block's loss made it worse");
         // Each token counts at as many experts as it was sent to.
         let counts: Vec<f64> = remarks
             .records

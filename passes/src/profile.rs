@@ -82,7 +82,8 @@ The statistics of AWQ (arXiv 2306.00978, section 3.2) and, with the Gram matrix,
 
 /// Which experts saw too few tokens to be searched for.
 fn rare(sets: &[InputStats]) -> Option<String> {
-    let rare: Vec<String> = sets.iter().enumerate().filter(|(_, s)| s.tokens < FEW_TOKENS).map(|(e, _)| e.to_string()).collect();
+    let rare: Vec<String> =
+        sets.iter().enumerate().filter(|(_, s)| s.tokens < FEW_TOKENS).map(|(e, _)| e.to_string()).collect();
     let line = || {
         format!(
             "{} of {} experts saw fewer than {FEW_TOKENS} calibration tokens and will be rounded as they are ({}): calibrate with more text",

@@ -170,7 +170,11 @@ fn directive(family: &mut Family, words: &mut Words<'_>) -> Result<Option<GgufSe
                 "text" => KeyKind::Text,
                 "list" => KeyKind::List,
                 "object" => KeyKind::Object,
-                other => return Err(format!("`{other}` is not a kind: size, count, number, flag, text, list and object are")),
+                other => {
+                    return Err(format!(
+                        "`{other}` is not a kind: size, count, number, flag, text, list and object are"
+                    ));
+                }
             };
             let keys = words.list("a key")?;
             family.keys.extend(keys.into_iter().map(|key| KeyRule { key, kind, optional }));

@@ -83,7 +83,7 @@ impl HfAwq {
                 Realized::Quant(codes) => codes.rows / names.len().max(1),
             };
             for (e, name) in names.into_iter().enumerate() {
-                let part = match rows(all.clone(), e * count, count) {
+                let part = match rows(&all, e * count, count) {
                     Some(Realized::Float { shape, data }) => Realized::Float { shape: shape[1..].to_vec(), data },
                     Some(codes @ Realized::Quant(_)) => codes,
                     None => return Err(EmitError::Unsupported(format!("tensor `{name}` is not in its stack"))),
@@ -185,7 +185,8 @@ fn source_names(region: &Region, id: WeightId) -> Result<Vec<String>, EmitError>
     let names: Vec<String> = sources.iter().map(|s| format!("`{}`", region.tensor_name(s))).collect();
     let weight = region.weight(id).name.as_deref().unwrap_or("(unnamed)");
     let refuse = |why: String| EmitError::Unsupported(format!("weight ${weight} of region {}: {why}", region.name));
-    let stacked = region.weight_closure(&[id]).into_iter().any(|w| matches!(region.weight(w).expr, WeightExpr::Stack(_)));
+    let stacked =
+        region.weight_closure(&[id]).into_iter().any(|w| matches!(region.weight(w).expr, WeightExpr::Stack(_)));
     let (([source], false) | ([source, ..], true)) = (sources.as_slice(), stacked) else {
         let why = format!(
             "it joins {} ({}); this format keeps the source's tensors: leave out the passes that join weights",

@@ -71,7 +71,15 @@ pub fn logistic(x: &mut [f32]) {
 #[inline(always)]
 pub fn clamp(x: &mut [f32], at: f32) {
     // Not `max` and `min`, which would turn NaN into a bound and hide it.
-    x.iter_mut().for_each(|v| *v = if *v > at { at } else if *v < -at { -at } else { *v });
+    x.iter_mut().for_each(|v| {
+        *v = if *v > at {
+            at
+        } else if *v < -at {
+            -at
+        } else {
+            *v
+        }
+    });
 }
 
 /// The Gaussian error linear unit, exactly.

@@ -279,7 +279,7 @@ impl<B: ExecBackend> Frame<'_, '_, B> {
             Op::Linear(_) => {
                 let (x, w) = (float()?, float()?);
                 match &route {
-                    Some(route) => ops::routing::experts::<B>(x, route.ranges(), &w),
+                    Some(route) => B::op_experts(x, route.ranges().collect(), &w),
                     None if w.shape().num_dims() == 3 => ops::routing::all_experts::<B>(x, &w),
                     None => B::op_linear(x, &w, floats.next().as_ref()),
                 }
@@ -318,8 +318,7 @@ impl<B: ExecBackend> Frame<'_, '_, B> {
                 return Ok(vec![Val::Float(weights), Val::Int(experts)]);
             }
             Op::Dispatch(d) => {
-                let routed =
-                    ops::routing::dispatch::<B>(d.experts as usize, float()?, int()?, self.interpreter.device);
+                let routed = ops::routing::dispatch::<B>(d.experts as usize, float()?, int()?, self.interpreter.device);
                 return Ok(vec![Val::Routed(routed.map_err(|e| self.error(region, op, e))?)]);
             }
             Op::Combine(_) => {

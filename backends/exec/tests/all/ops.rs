@@ -1,9 +1,9 @@
 //! Every op against plain loops, in burn's primitives and in the host's kernels.
 
 use awqc_exec::host::floats;
+use awqc_exec::interp::Routed;
 use awqc_exec::interp::ops;
 use awqc_exec::interp::ops::sdpa::GrowingCache;
-use awqc_exec::interp::Routed;
 use awqc_exec::{ExecBackend, Host, Val, interp::upload};
 use awqc_ir::op::{
     Alibi, Embedding, GeluForm, GroupScore, Groups, LayerNorm, RmsNorm, Rope, RopeTable, Sdpa, Split, TopK,
@@ -143,9 +143,9 @@ fn layer_norm_head_by_head() {
             let mean = row.iter().map(|v| f64::from(*v)).sum::<f64>() / 4.0;
             let var = row.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / 4.0;
             let gain = |i: usize| f64::from(gs[(r * 4 + i) % gs.len()]);
-            want.extend(row.iter().enumerate().map(|(i, v)| {
-                ((f64::from(*v) - mean) / (var + 1e-3).sqrt() * gain(i)) as f32
-            }));
+            want.extend(
+                row.iter().enumerate().map(|(i, v)| ((f64::from(*v) - mean) / (var + 1e-3).sqrt() * gain(i)) as f32),
+            );
         }
         let plain = ops::norm::layer_norm::<Host>(&op, x.clone(), Some(&g), None);
         agree(&want, &[2, 3, 12], &plain, &Host::op_layer_norm(&op, x.clone(), Some(&g), None));
@@ -397,7 +397,13 @@ fn split_and_concat() {
 #[test]
 fn nan_passes_through() {
     let x = || tensor(&[1, 1, 2], vec![f32::NAN, -1.0]);
-    for y in [Host::op_relu(x()), Host::op_silu(x()), Host::op_gelu(GeluForm::Tanh, x()), Host::op_softcap(3.0, x()), Host::op_clamp(3.0, x())] {
+    for y in [
+        Host::op_relu(x()),
+        Host::op_silu(x()),
+        Host::op_gelu(GeluForm::Tanh, x()),
+        Host::op_softcap(3.0, x()),
+        Host::op_clamp(3.0, x()),
+    ] {
         assert!(floats(&y)[0].is_nan());
     }
 }
@@ -419,6 +425,8 @@ fn experts_see_their_tokens_and_are_added_up() {
     assert_eq!(sent.shape(), [experts, batch, seq, width]);
     assert_eq!(sent.route.ends, [6, 6, 12]);
     let rows = ops::routing::experts::<Host>(sent.rows.clone(), sent.route.ranges(), &w);
+    let host = Host::op_experts(sent.rows.clone(), sent.route.ranges().collect(), &w);
+    assert!(diff(&floats(&rows), &floats(&host)) < 1e-5);
     let routed = Val::Routed(Routed { rows, route: sent.route.clone() });
     let y = ops::routing::combine::<Host>(routed, p, ids(), &device).unwrap();
     let mut want = vec![0.0f32; batch * seq * 5];

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use awqc_exec::{Host, Interpreter, Val, Weights, interp::upload};
 use awqc_ir::op::law::{ChannelMap, Law, Port, Sense};
 use awqc_ir::op::{
-    Add, Alibi, Clamp, Combine, Concat, Dispatch, Embedding, Gelu, GroupScore, Groups, LayerNorm, Linear, Mul, Relu, Repeat, RmsNorm, Rope, Scale, Sdpa, Sigmoid,
-    Silu, Softcap, Softmax, Split, TopK,
+    Add, Alibi, Clamp, Combine, Concat, Dispatch, Embedding, Gelu, GroupScore, Groups, LayerNorm, Linear, Mul, Relu,
+    Repeat, RmsNorm, Rope, Scale, Sdpa, Sigmoid, Silu, Softcap, Softmax, Split, TopK,
 };
 use awqc_ir::{Dim, Elem, Op, Operand, Region, RegionName, Type, WeightExpr, WeightId};
 use awqc_passes::Tensor;
