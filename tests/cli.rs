@@ -127,6 +127,26 @@ fn an_autoawq_folder_is_written_and_read_back() {
 }
 
 #[test]
+fn experts_are_written_to_an_autoawq_folder_one_by_one() {
+    for name in ["mixtral", "qwen2_moe"] {
+        let dir = scratch();
+        let (model, ids) = (golden(name), golden(&format!("{name}/expected.safetensors")));
+        let (reference, hf) = (path(&dir, "reference"), path(&dir, "hf"));
+        for (target, out) in [("reference", &reference), ("hf-awq", &hf)] {
+            let args = ["compile", &model, "--target", target, "--group", "8", "--calib-ids", &ids, "-o", out, "-q"];
+            let done = awqc(&args);
+            assert_eq!(done.code, 0, "{name}: {}", done.err);
+        }
+        let bytes = fs::read(Path::new(&hf).join("model.safetensors")).expect("tensors");
+        let file = safetensors::SafeTensors::deserialize(&bytes).expect("a safetensors file");
+        let has = |what: &str| file.names().iter().any(|n| n.contains("experts.3.") && n.ends_with(what));
+        assert!(has(".qweight") && !has("weight_scale") && file.names().iter().all(|n| !n.contains("gate.qweight")));
+        let eval = json(&["eval", &hf, "--ids", &ids, "--against", &reference, "--json", "-q"]);
+        assert!(eval["kl_divergence"].as_f64().expect("a number") < 1e-3, "{name}: {eval}");
+    }
+}
+
+#[test]
 fn a_killed_compile_goes_on_where_it_stopped() {
     let dir = scratch();
     let (model, ids) = (golden("llama"), golden("llama/expected.safetensors"));

@@ -7,6 +7,7 @@ mod cpu;
 mod cuda;
 #[path = "../backends/cuda/tests/emulator/mod.rs"]
 mod emulator;
+mod experts;
 mod filetests;
 mod golden;
 mod models;

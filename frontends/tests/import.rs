@@ -146,6 +146,24 @@ fn a_configuration_that_contradicts_the_tensors_is_refused() {
 }
 
 #[test]
+fn keys_that_nobody_reads_are_refused_by_name() {
+    let e = refused(&with("rope_flavour", json!("vanilla")), &llama_tensors());
+    assert!(e.contains("`rope_flavour` is \"vanilla\"") && e.contains("means nothing to the family llama"), "{e}");
+    assert!(import(&with("rope_flavour", json!(null)), &llama_tensors()).is_ok());
+    assert!(import(&with("attention_dropout", json!(0.1)), &llama_tensors()).is_ok());
+    let e = refused(&with("rope_interleaved", json!(true)), &llama_tensors());
+    assert!(e.contains("`rope_interleaved` is true; only false is known"), "{e}");
+}
+
+#[test]
+fn a_model_with_its_own_code_is_refused_with_the_reason() {
+    let mut config = with("architectures", json!(["HouseBrewForCausalLM"]));
+    config["auto_map"] = json!({"AutoModelForCausalLM": "modeling_house.HouseBrewForCausalLM"});
+    let e = import(&config, &llama_tensors()).err().unwrap();
+    assert!(e.is_unsupported() && e.to_string().contains("runs no code of checkpoints"), "{e}");
+}
+
+#[test]
 fn a_tied_head_wins_over_a_stored_one() {
     let m = import(&with("tie_word_embeddings", json!(true)), &llama_tensors()).unwrap();
     let head = m.module.region(&RegionName::Named("head".into())).unwrap();

@@ -82,16 +82,24 @@
 //! | `embedding i, T` | `offset` | rows `i + offset` of `T` | σ(columns of T) = σ(y) |
 //! | `linear x, W [, b]` | | `x Wᵀ + b`, `W: [out,in]` | σ(columns of W) = −σ(x), σ(rows of W) = σ(b) = σ(y) |
 //! | `rms_norm x [, g]` | `eps`, `offset`, `heads` | `x / √(mean x² + eps) · (g + offset)` | σ(x) = 0, σ(g) = σ(y) |
-//! | `layer_norm x [, g [, b]]` | `eps` | `(x − mean) / √(var + eps) · g + b` | σ(x) = 0, σ(g) = σ(b) = σ(y) |
+//! | `layer_norm x [, g [, b]]` | `eps`, `heads` | `(x − mean) / √(var + eps) · g + b` | σ(x) = 0, σ(g) = σ(b) = σ(y) |
 //! | `rope_table pos` | `dim`, `theta`, `scaling` | `cos`, `sin` of the angles, `f32[S,dim/2]` | 0 |
 //! | `rope x, cos, sin` | `heads`, `interleaved` | each head's channels turned in pairs | σ(x) = σ(y) = 0 |
-//! | `sdpa q, k, v` | `causal`, `heads`, `kv_heads`, `scale`, `window`, `softcap` | attention | σ(q) = σ(k) = 0, σ(y) follows the head of v |
-//! | `silu x`, `gelu x {form}`, `softcap x {at}` | | element by element | σ(x) = σ(y) = 0 |
+//! | `sdpa q, k, v` | `causal`, `heads`, `kv_heads`, `scale`, `window`, `softcap`, `alibi` | attention | σ(q) = σ(k) = 0, σ(y) follows the head of v |
+//! | `silu x`, `sigmoid x`, `gelu x {form}`, `softcap x {at}`, `clamp x {at}` | | element by element | σ(x) = σ(y) = 0 |
 //! | `relu x`, `scale x {by}` | | element by element | σ(y) = σ(x) |
 //! | `add a, b` | | sum; `b` may lack leading axes | σ(a) = σ(b) = σ(y) |
 //! | `mul a, b` | | product | σ(y) = σ(a) + σ(b) |
-//! | `split x`, `concat a, b, …` | `sizes` | channels cut and joined | channels correspond |
+//! | `split x`, `concat a, b, …` | `sizes`, `heads` | channels, or those of each head, cut and joined | channels correspond |
+//! | `repeat x` | `times` | the channels over and over | channels correspond |
+//! | `softmax x` | | shares over the channels | σ(x) = σ(y) = 0 |
+//! | `top_k p [, b]` | `k`, `groups`, `normalize`, `scale`, `near` | the largest scores, and whose they are | 0 |
+//! | `dispatch x, i` | `experts` | `[E,B,S,C]`: for each expert the rows of its tokens | channels correspond |
+//! | `combine y, w, i` | | the experts' rows, weighted and added up | channels correspond, σ(w) = 0 |
 //! | `fused @name(…)` | | what the body of `@name` gives | 0; see the inlined graph |
+//!
+//! Between `dispatch` and `combine` a value holds rows for each of the layer's experts, and `linear` has a stack of
+//! matrices, `[E,out,in]`: see [`op::routing`]. Its channels are scaled expert by expert.
 //!
 //! `fused` is the one open op. A module defines `@name` once, and the body *is* the meaning of every call:
 //!
@@ -148,11 +156,13 @@
 //! | `mul.AXIS(w, #s)`, `div.AXIS(w, #s)` | each channel of an axis times, or divided by, its entry of `#s` |
 //! | `offset(w, c)` | `w + c` |
 //! | `cat.AXIS(a, b, …)`, `rows(w, start, len)`, `transpose(w)` | joined, cut out, turned |
+//! | `stack(a, b, …)`, `stack(e in 0..8, "experts.{e}.weight")` | equal terms along a new first axis; a term for each number |
 //! | `clip(w, #lo, #hi, g128)` | each group limited to bounds of its own; `row` for whole rows |
 //! | `quant(w)`, `pack(w)` | rounded to codes, and these in the layout of the type |
 //!
 //! Factors are `#s`, `tie(#s, WIDTH, TIMES)` (each run of WIDTH entries serves TIMES runs of channels) or
-//! `within(#s, START, TOTAL)` (all channels but these have 1). Float terms are computed in f32 and rounded once, to the
+//! `within(#s, START, TOTAL)` (all channels but these have 1). For a stack of matrices they may be the factors of each
+//! matrix, one run after the other. Float terms are computed in f32 and rounded once, to the
 //! element type of the outermost float term. Numbers that a pass made are data entries, `#s0 = data "label" : f32[64]`;
 //! the text has their shape, a sidecar has the numbers.
 //!
@@ -235,8 +245,8 @@
 //! ```
 //!
 //! Expressions are numbers, strings, `true`, `false`, `none`, lists, dotted names, `+ - * / %`, comparisons, `and or
-//! not`, `a ?? b` (`b` if `a` is `none`), `if c then a else b`, `list[i]`, and the functions `sqrt ln int float len min
-//! max`. Integers stay integers, and their division must leave no remainder. `i` is the number of the layer. A path into
+//! not`, `a ?? b` (`b` if `a` is `none`), `if c then a else b`, `list[i]`, and the functions `sqrt ln int floor float len
+//! contains min max`. Integers stay integers, and their division must leave no remainder. `i` is the number of the layer. A path into
 //! `config` that leads nowhere is `none`; any other name that is not known is an error. `{name}` in a string is the
 //! value of the name; a brace before anything else than a name, or written `\{`, is a brace.
 //!

@@ -75,6 +75,15 @@ MODELS = {
                     first_k_dense_replace=1, routed_scaling_factor=1.5, attention_bias=True,
                     rope_scaling=dict(type="yarn", factor=4.0, original_max_position_embeddings=16, mscale=1.0, mscale_all_dim=0.7)), torch.float16),
 }
+if "deepseek_v2" in T.models.auto.configuration_auto.CONFIG_MAPPING_NAMES:
+    # Families that the release above does not know yet.
+    MODELS |= {
+        "deepseek_v2": (T.DeepseekV2Config(**dict({k: v for k, v in MOE.items() if k != "num_experts"}, num_key_value_heads=4, num_hidden_layers=2),
+                        q_lora_rank=None, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=6, head_dim=4, n_routed_experts=8,
+                        n_shared_experts=2, num_experts_per_tok=3, n_group=4, topk_group=2, topk_method="group_limited_greedy",
+                        first_k_dense_replace=1, routed_scaling_factor=1.5), torch.float16),
+        "smollm3": (T.SmolLM3Config(**dict({k: v for k, v in LLAMA.items() if k != "head_dim"}, num_hidden_layers=4)), torch.float16),
+    }
 
 
 def make(name, config, dtype, root, seed):
@@ -117,5 +126,5 @@ def make(name, config, dtype, root, seed):
 for seed, (name, (config, dtype)) in enumerate(MODELS.items()):
     if len(sys.argv) < 3 or name in sys.argv[2:]:
         make(name, config, dtype, sys.argv[1], seed)
-with open(os.path.join(sys.argv[1], "VERSIONS.json"), "w") as f:
+with open(os.path.join(sys.argv[1], "VERSIONS.json" if len(sys.argv) < 3 else "VERSIONS-later.json"), "w") as f:
     json.dump(dict(torch=torch.__version__, transformers=T.__version__), f)

@@ -4,18 +4,26 @@ use anyhow::Result;
 
 use crate::run::{root, run};
 
-/// Where the scratch environment is kept between runs.
-const VENV: &str = "target/goldens-venv";
+/// Where the scratch environments are kept between runs, the release of transformers in each, and the models that are
+/// made with it; all that it knows where none are named.
+const RELEASES: [(&str, &str, &[&str]); 2] = [
+    ("target/goldens-venv", "transformers==4.51.3", &[]),
+    ("target/goldens-venv-later", "transformers==4.55.4", &["deepseek_v2", "smollm3"]),
+];
 
-/// What the outputs are computed with.
-const PACKAGES: [&str; 4] = ["torch==2.6.0", "transformers==4.51.3", "safetensors==0.5.3", "numpy<3"];
+/// What else the outputs are computed with.
+const PACKAGES: [&str; 3] = ["torch==2.6.0", "safetensors==0.5.3", "numpy<3"];
 
 pub(crate) fn goldens(dir: &str) -> Result<()> {
-    let python = format!("{VENV}/bin/python");
-    if !root().join(&python).exists() {
-        run("python3", &["-m", "venv", VENV])?;
-    }
-    run(&python, &[&["-m", "pip", "install", "--quiet", "--disable-pip-version-check"], &PACKAGES[..]].concat())?;
     std::fs::create_dir_all(root().join(dir))?;
-    run(&python, &["xtask/src/goldens.py", dir])
+    for (venv, transformers, models) in RELEASES {
+        let python = format!("{venv}/bin/python");
+        if !root().join(&python).exists() {
+            run("python3", &["-m", "venv", venv])?;
+        }
+        let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", transformers];
+        run(&python, &[&install, &PACKAGES[..]].concat())?;
+        run(&python, &[&["xtask/src/goldens.py", dir], models].concat())?;
+    }
+    Ok(())
 }

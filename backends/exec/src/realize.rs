@@ -121,7 +121,7 @@ impl Cx<'_> {
             WeightExpr::Stack(parts) => self.stack(id, parts)?,
             WeightExpr::Rows { of, start, len } => {
                 let (start, len) = (self.size(id, *start)?, self.size(id, *len)?);
-                rows(self.term(*of)?, start, len).ok_or_else(|| self.error(id, "the rows are outside of the term"))?
+                rows(&self.term(*of)?, start, len).ok_or_else(|| self.error(id, "the rows are outside of the term"))?
             }
             WeightExpr::Transpose(of) => {
                 let (shape, data) = self.float(*of)?;
@@ -347,15 +347,16 @@ fn quantize(data: &[f32], rows: usize, cols: usize, quant: Quant) -> Codes {
 }
 
 /// Rows `start..start+len` of the outermost axis; of codes, rows of the matrix.
-pub(crate) fn rows(term: Realized, start: usize, len: usize) -> Option<Realized> {
+pub(crate) fn rows(term: &Realized, start: usize, len: usize) -> Option<Realized> {
     let end = start.checked_add(len)?;
     match term {
-        Realized::Float { mut shape, data } => {
+        Realized::Float { shape, data } => {
             let total = *shape.first()?;
             let inner: usize = shape[1..].iter().product();
             if end > total {
                 return None;
             }
+            let mut shape = shape.clone();
             shape[0] = len;
             Some(Realized::Float { shape, data: data.get(start * inner..end * inner)?.to_vec() })
         }

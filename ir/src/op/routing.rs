@@ -118,6 +118,9 @@ pub struct Dispatch {
     pub experts: u64,
 }
 
+/// More experts than any layer has; a run counts the rows of each.
+const MOST: u64 = 1 << 16;
+
 /// Fails unless `i` holds expert numbers for the tokens of `x`.
 fn chosen(i: &Type, x: &[Dim]) -> Result<(), OpError> {
     if i.elem == Elem::I32 && i.rank() == 3 && i.shape.get(..2) == x.get(..2) {
@@ -134,8 +137,8 @@ impl OpInfo for Dispatch {
         let (x, i) = (operands[0], operands[1]);
         floats("the input of dispatch", x)?;
         channels(x)?;
-        if x.rank() != 3 || self.experts == 0 {
-            return OpError::new(format!("dispatch sends [B,S,C] to one expert or more, this is {x}"));
+        if x.rank() != 3 || self.experts == 0 || self.experts > MOST {
+            return OpError::new(format!("dispatch sends [B,S,C] to 1 to {MOST} experts, this is {x} to {}", self.experts));
         }
         chosen(i, &x.shape)?;
         Ok(vec![Type::new(x.elem, [Dim::Const(self.experts)].into_iter().chain(x.shape.iter().cloned()))])

@@ -91,7 +91,8 @@ pub fn sites(region: &Region, shared: &BTreeSet<String>) -> Vec<Site> {
     solver.sites()
 }
 
-/// One line for people: `ln1 -> q, k, v (64 free)`; a part of an axis shows as `qkv[96..128]`.
+/// One line for people: `ln1 -> q, k, v (64 free)`; a part of an axis shows as `qkv[96..128]`, or
+/// `qkv[48 of 24..144]`.
 pub fn describe(region: &Region, site: &Site) -> String {
     let side = |params: &[ParamUse]| params.iter().map(|p| name(region, p)).collect::<Vec<_>>().join(", ");
     format!("{} -> {} ({} free)", side(&site.producers), side(&site.consumers), site.free)
@@ -101,7 +102,12 @@ fn name(region: &Region, param: &ParamUse) -> String {
     let label = super::linears::label(region, param.weight);
     let scaled = |e: &Option<u32>| e.is_some();
     match (param.entry.iter().position(scaled), param.entry.iter().rposition(scaled)) {
-        (Some(first), Some(last)) if last - first + 1 < param.entry.len() => format!("{label}[{first}..{}]", last + 1),
+        (Some(first), Some(last)) if last - first + 1 < param.entry.len() => {
+            let count = param.entry.iter().filter(|e| scaled(e)).count();
+            // Rows of one head after the other do not lie together.
+            let of = if count < last - first + 1 { format!("{count} of ") } else { String::new() };
+            format!("{label}[{of}{first}..{}]", last + 1)
+        }
         (Some(_) | None, Some(_) | None) => label,
     }
 }

@@ -83,7 +83,7 @@ impl HfAwq {
                 Realized::Quant(codes) => codes.rows / names.len().max(1),
             };
             for (e, name) in names.into_iter().enumerate() {
-                let part = match rows(all.clone(), e * count, count) {
+                let part = match rows(&all, e * count, count) {
                     Some(Realized::Float { shape, data }) => Realized::Float { shape: shape[1..].to_vec(), data },
                     Some(codes @ Realized::Quant(_)) => codes,
                     None => return Err(EmitError::Unsupported(format!("tensor `{name}` is not in its stack"))),

@@ -12,6 +12,8 @@ pub mod norm;
 pub mod rotate;
 mod view;
 
+use std::ops::Range;
+
 use awqc_ir::op::{Embedding, GeluForm, LayerNorm, RmsNorm, Rope, Sdpa, Split};
 use burn_backend::TensorMetadata;
 use burn_backend::tensor::{FloatTensor, IntTensor};
@@ -65,6 +67,18 @@ impl ExecBackend for Host {
         let (x, w, b) = (floats(&x), floats(w), b.map(floats));
         let out = matmul::linear(&x, &w, b.as_deref(), n, k);
         tensor(out, with_last(&shape, n))
+    }
+
+    fn op_experts(x: FloatTensor<Self>, ranges: Vec<Range<usize>>, w: &FloatTensor<Self>) -> FloatTensor<Self> {
+        let sides = shape_of(w);
+        let (n, k) = (sides[1], sides[2]);
+        let (x, w) = (floats(&x), floats(w));
+        let mut out = Vec::with_capacity(x.len() / k.max(1) * n);
+        for (rows, w) in ranges.into_iter().zip(w.chunks((n * k).max(1))).filter(|(rows, _)| !rows.is_empty()) {
+            out.extend(matmul::linear(&x[rows.start * k..rows.end * k], w, None, n, k));
+        }
+        let rows = out.len() / n.max(1);
+        tensor(out, vec![rows, n])
     }
 
     fn op_rms_norm(op: &RmsNorm, x: FloatTensor<Self>, g: Option<&FloatTensor<Self>>) -> FloatTensor<Self> {

@@ -2,6 +2,8 @@
 //! primitives, so that `impl ExecBackend for MyBackend { type Cache = GrowingCache<Self>; }` is enough; a backend
 //! overrides those for which it has a faster kernel.
 
+use std::ops::Range;
+
 use awqc_ir::op::{Embedding, GeluForm, LayerNorm, RmsNorm, Rope, Sdpa, Split};
 use burn_backend::Backend;
 use burn_backend::tensor::{FloatTensor, IntTensor};
@@ -28,6 +30,11 @@ pub trait ExecBackend: Backend {
     /// `x Wᵀ + b`.
     fn op_linear(x: FloatTensor<Self>, w: &FloatTensor<Self>, b: Option<&FloatTensor<Self>>) -> FloatTensor<Self> {
         ops::linear::linear::<Self>(x, w, b)
+    }
+
+    /// Each expert's rows of `x: [rows,in]` times its own matrix of `w: [E,out,in]`; `ranges` says which rows are whose.
+    fn op_experts(x: FloatTensor<Self>, ranges: Vec<Range<usize>>, w: &FloatTensor<Self>) -> FloatTensor<Self> {
+        ops::routing::experts::<Self>(x, ranges.into_iter(), w)
     }
 
     /// `x / sqrt(mean(x²) + eps) · (g + offset)`.

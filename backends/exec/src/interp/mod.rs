@@ -279,7 +279,7 @@ impl<B: ExecBackend> Frame<'_, '_, B> {
             Op::Linear(_) => {
                 let (x, w) = (float()?, float()?);
                 match &route {
-                    Some(route) => ops::routing::experts::<B>(x, route.ranges(), &w),
+                    Some(route) => B::op_experts(x, route.ranges().collect(), &w),
                     None if w.shape().num_dims() == 3 => ops::routing::all_experts::<B>(x, &w),
                     None => B::op_linear(x, &w, floats.next().as_ref()),
                 }

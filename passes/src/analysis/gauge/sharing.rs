@@ -67,7 +67,13 @@ fn collect(region: &Region, w: WeightId, rows: Rows, out: &mut Vec<(Name, Rows)>
         | WeightExpr::Pack(of) => collect(region, *of, rows, out),
         WeightExpr::Transpose(of) => collect(region, *of, None, out),
         // Whatever rows of a stack are used, all of its parts count as used whole.
-        WeightExpr::Stack(parts) => parts.iter().fold(true, |known, part| collect(region, *part, None, out) && known),
+        WeightExpr::Stack(parts) => {
+            let mut known = true;
+            for part in parts {
+                known &= collect(region, *part, None, out);
+            }
+            known
+        }
         WeightExpr::Cat { axis, parts } => {
             let rows = if *axis == 0 { None } else { rows };
             let mut known = true;

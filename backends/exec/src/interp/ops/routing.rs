@@ -11,7 +11,7 @@ use burn_backend::{Backend, Shape, TensorData};
 use super::embedding::read_ints;
 use super::shape::narrow;
 use super::{dims, last, linear, reshape};
-use crate::interp::{Val, upload};
+use crate::interp::{ExecBackend, Val, upload};
 
 /// Which rows each expert has: the tokens that were sent to it, in order, one expert after the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,7 +136,7 @@ pub fn combine<B: Backend>(
     Ok(reshape::<B>(B::float_sum_dim(rows, 1), &out))
 }
 
-/// Each expert's rows times its own matrix of `w`, `[E,out,in]`. Experts without rows cost nothing.
+/// See [`ExecBackend::op_experts`]. Experts without rows cost nothing.
 pub fn experts<B: Backend>(
     x: FloatTensor<B>,
     ranges: impl Iterator<Item = Range<usize>>,
@@ -157,12 +157,12 @@ pub fn experts<B: Backend>(
 }
 
 /// The same where every expert has the rows of all tokens, `[E,B,S,in]`.
-pub fn all_experts<B: Backend>(x: FloatTensor<B>, w: &FloatTensor<B>) -> FloatTensor<B> {
+pub fn all_experts<B: ExecBackend>(x: FloatTensor<B>, w: &FloatTensor<B>) -> FloatTensor<B> {
     let mut shape = dims::<B>(&x);
     let (count, width) = (shape[0], last(&shape));
     let rows = shape.iter().product::<usize>() / (count * width).max(1);
     let x = reshape::<B>(x, &[count * rows, width]);
-    let y = experts::<B>(x, (0..count).map(|e| e * rows..(e + 1) * rows), w);
+    let y = B::op_experts(x, (0..count).map(|e| e * rows..(e + 1) * rows).collect(), w);
     if let Some(n) = shape.last_mut() {
         *n = dims::<B>(w)[1];
     }
