@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use awqc_cpu::{Pool, Room};
+use awqc_cpu::{Pool, Room, prefetch};
 use awqc_exec::host::math::simd;
 
 /// Bytes that are read: more than caches hold.
@@ -11,6 +11,8 @@ const BYTES: usize = 512 << 20;
 const ROUNDS: usize = 4;
 /// Bytes of a line of the cache.
 const LINE: usize = 64;
+/// Lines that are asked for ahead of their use, as the kernels do.
+const AHEAD: usize = 64;
 
 /// Gigabytes a second that `threads` threads read from huge pages: the best of several rounds and of one, two and four
 /// streams a thread, since machines differ in what they like; NaN if there is no memory for the measurement.
@@ -40,6 +42,7 @@ fn read<const STREAMS: usize>(lines: &[[u8; LINE]]) -> u64 {
             let mut sums = [[0u64; LINE / 8]; STREAMS];
             for at in 0..streams[0].len() {
                 for (sums, stream) in sums.iter_mut().zip(streams) {
+                    prefetch(stream.as_ptr().wrapping_add(at + AHEAD).cast());
                     for (sum, number) in sums.iter_mut().zip(stream[at].as_chunks::<8>().0) {
                         *sum = sum.wrapping_add(u64::from_ne_bytes(*number));
                     }

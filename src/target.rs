@@ -78,6 +78,11 @@ pub const TARGETS: &[Target] = &[
     cpu("cpu-avx512vnni", "packed kernels for AVX-512 with VNNI", Some(Isa::Avx512Vnni)),
     cpu("cpu-neon", "packed kernels for 64-bit ARM", Some(Isa::Neon)),
     cpu("cpu-neon-dotprod", "packed kernels for 64-bit ARM with dot products", Some(Isa::NeonDotprod)),
+    cpu(
+        "cpu-neon-i8mm",
+        "packed kernels for 64-bit ARM with dot products and 8-bit matrix products",
+        Some(Isa::NeonI8mm),
+    ),
     cuda("cuda-sm80", "CUDA kernels for Ampere in data centres: A100, A30", 80),
     cuda("cuda-sm86", "CUDA kernels for Ampere: RTX 30, A10, A40", 86),
     cuda("cuda-sm89", "CUDA kernels for Ada: RTX 40, L4, L40", 89),

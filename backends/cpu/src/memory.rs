@@ -52,6 +52,23 @@ impl Room {
     }
 }
 
+/// Asks for the cache line at an address, which need not be valid. Where this architecture has no instruction for it,
+/// nothing happens.
+#[inline(always)]
+pub fn prefetch(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 has the instruction, which changes nothing, whatever the address.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: the instruction changes nothing, whatever the address. The intrinsic for it is not stable.
+    unsafe {
+        std::arch::asm!("prfm pldl1keep, [{at}]", at = in(reg) at, options(nostack, preserves_flags, readonly));
+    }
+    let _ = at;
+}
+
 /// Memory for packed weights, in pieces of huge pages.
 #[derive(Default)]
 pub(crate) struct Memory {

@@ -11,7 +11,7 @@ use awqc_ir::panels::{PANEL_ROWS, Panels};
 
 /// Runs one of the kernels that an instruction set has.
 macro_rules! run {
-    ($isa:ident, $scalar:expr, $args:tt, $avx2:ident, $avx512:ident, $vnni:ident, $neon:ident, $dotprod:ident) => {
+    ($isa:ident, $scalar:expr, $args:tt, $avx2:ident, $avx512:ident, $vnni:ident, $neon:ident, $dotprod:ident, $i8mm:ident) => {
         match $isa {
             // SAFETY: the machine has the instruction set, and the arguments fit each other: see `check`.
             #[cfg(target_arch = "x86_64")]
@@ -28,6 +28,9 @@ macro_rules! run {
             // SAFETY: as above.
             #[cfg(target_arch = "aarch64")]
             Isa::NeonDotprod => unsafe { crate::kernels::arm::$dotprod $args },
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm => unsafe { crate::kernels::arm::$i8mm $args },
             _ => $scalar,
         }
     };
@@ -49,6 +52,7 @@ pub fn dequantize(isa: Isa, shape: &Panels, weights: &[u8], panels: Range<usize>
         dequantize_avx2,
         dequantize_avx512,
         dequantize_avx512,
+        dequantize,
         dequantize,
         dequantize
     );
@@ -73,7 +77,8 @@ pub fn matmul_i8(isa: Isa, shape: &Panels, weights: &[u8], panels: Range<usize>,
         matmul_i8_avx512,
         matmul_i8_avx512vnni,
         matmul_i8,
-        matmul_i8_dotprod
+        matmul_i8_dotprod,
+        matmul_i8_i8mm
     );
 }
 
@@ -93,6 +98,7 @@ pub fn matmul_f32(isa: Isa, shape: &Panels, weights: &[u8], panels: Range<usize>
         matmul_f32_avx2,
         matmul_f32_avx512,
         matmul_f32_avx512,
+        matmul_f32,
         matmul_f32,
         matmul_f32
     );

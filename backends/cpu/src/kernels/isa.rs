@@ -18,12 +18,14 @@ pub enum Isa {
     Neon,
     /// ARM NEON with the dot product instructions.
     NeonDotprod,
+    /// ARM NEON with the dot product and the 8-bit matrix product instructions.
+    NeonI8mm,
 }
 
 impl Isa {
     /// All of them; of two that one machine has, the faster one comes later.
-    pub const ALL: [Self; 6] =
-        [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Neon, Self::NeonDotprod];
+    pub const ALL: [Self; 7] =
+        [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Neon, Self::NeonDotprod, Self::NeonI8mm];
 
     /// The fastest one that the machine has.
     pub fn detect() -> Self {
@@ -49,6 +51,8 @@ impl Isa {
             Self::Neon => crate::kernels::arm::has_neon(),
             #[cfg(target_arch = "aarch64")]
             Self::NeonDotprod => crate::kernels::arm::has_dotprod(),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonI8mm => crate::kernels::arm::has_i8mm(),
             #[allow(unreachable_patterns, reason = "the arms above depend on the architecture")]
             _ => false,
         }
@@ -63,6 +67,7 @@ impl Isa {
             Self::Avx512Vnni => "avx512vnni",
             Self::Neon => "neon",
             Self::NeonDotprod => "neon-dotprod",
+            Self::NeonI8mm => "neon-i8mm",
         }
     }
 

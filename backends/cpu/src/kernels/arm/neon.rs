@@ -1,7 +1,7 @@
 //! NEON: pairs of registers, eight rows.
 //!
-//! With and without the dot product instructions the kernels differ in [`Dot`] only. Both multiply signed bytes, so
-//! codes of eight bits go as two nibbles.
+//! The kernels with plain instructions, dot products and matrix products differ in [`Dot`] only. All multiply signed
+//! bytes, so codes of eight bits go as two nibbles.
 
 #[allow(clippy::wildcard_imports, reason = "dozens of intrinsics")]
 use std::arch::aarch64::*;
@@ -15,12 +15,26 @@ use crate::kernels::out::OutTile;
 pub(crate) struct Neon<D>(PhantomData<D>);
 
 /// The products of a quad; the methods are those of [`Simd`].
-pub(crate) trait Dot {
+pub(crate) trait Dot: Sized {
     type Products: Copy;
     unsafe fn no_products() -> Self::Products;
     /// `x` holds the activations of four quads, of which this is number `LANE`.
     unsafe fn step<const LANE: usize>(sums: Self::Products, codes: [uint8x16_t; 2], x: int8x16_t) -> Self::Products;
     unsafe fn ints(sums: Self::Products) -> [int32x4_t; 2];
+
+    /// See [`Simd::TOKENS`].
+    const TOKENS: usize = 1;
+    /// See [`Simd::paired`].
+    #[inline(always)]
+    unsafe fn paired(quads: [[uint8x16_t; 2]; 8]) -> [[uint8x16_t; 2]; 8] {
+        quads
+    }
+    /// See [`Simd::pair`].
+    #[inline(always)]
+    unsafe fn pair(quads: &[[uint8x16_t; 2]; 8], x: *const i8, y: *const i8) -> [[int32x4_t; 2]; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { [x, y].map(|at| Neon::<Self>::block(quads, Neon::<Self>::acts(at))) }
+    }
 }
 
 /// Every NEON: 16-bit sums, one for each column of a quad. A sum is 8 · 15 · 127 at most, so two of them still fit.
@@ -88,6 +102,83 @@ impl Dot for Dotprod {
     }
 }
 
+/// With matrix products too: two rows times two tokens, eight columns at once.
+pub(crate) struct Matmul;
+
+impl Dot for Matmul {
+    type Products = [int32x4_t; 2];
+
+    #[inline(always)]
+    unsafe fn no_products() -> Self::Products {
+        // SAFETY: as above.
+        unsafe { Dotprod::no_products() }
+    }
+
+    #[inline(always)]
+    unsafe fn step<const LANE: usize>(sums: Self::Products, codes: [uint8x16_t; 2], x: int8x16_t) -> Self::Products {
+        // SAFETY: as above.
+        unsafe { Dotprod::step::<LANE>(sums, codes, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn ints(sums: Self::Products) -> [int32x4_t; 2] {
+        sums
+    }
+
+    const TOKENS: usize = 2;
+
+    /// Of two quads of eight rows, registers of eight columns each: rows 0 and 1, 2 and 3; 4 and 5, 6 and 7.
+    #[inline(always)]
+    unsafe fn paired(mut quads: [[uint8x16_t; 2]; 8]) -> [[uint8x16_t; 2]; 8] {
+        for pair in quads.as_chunks_mut::<2>().0 {
+            let quads = *pair;
+            // SAFETY: as above.
+            *pair = std::array::from_fn(|half| unsafe {
+                let [a, b] = quads.map(|quad| vreinterpretq_u32_u8(quad[half]));
+                [vreinterpretq_u8_u32(vzip1q_u32(a, b)), vreinterpretq_u8_u32(vzip2q_u32(a, b))]
+            });
+        }
+        quads
+    }
+
+    #[inline(always)]
+    unsafe fn pair(quads: &[[uint8x16_t; 2]; 8], x: *const i8, y: *const i8) -> [[int32x4_t; 2]; 2] {
+        // SAFETY: as above; 32 activations are at `x` and at `y`.
+        unsafe {
+            // Of rows 2 i and 2 i + 1: the first with x and y, the second with x and y.
+            let mut sums = [vdupq_n_s32(0); 4];
+            for (p, [first, last]) in quads.as_chunks::<2>().0.iter().enumerate() {
+                let both = vcombine_s8(vld1_s8(x.add(8 * p)), vld1_s8(y.add(8 * p)));
+                for (sum, codes) in sums.iter_mut().zip([first[0], first[1], last[0], last[1]]) {
+                    *sum = smmla(*sum, codes, both);
+                }
+            }
+            [
+                [vuzp1q_s32(sums[0], sums[1]), vuzp1q_s32(sums[2], sums[3])],
+                [vuzp2q_s32(sums[0], sums[1]), vuzp2q_s32(sums[2], sums[3])],
+            ]
+        }
+    }
+}
+
+/// Adds the 2 × 2 products of the rows of `codes` and of `x`, eight bytes each. In assembly, because the intrinsic is not
+/// stable.
+#[inline]
+#[target_feature(enable = "neon,i8mm")]
+fn smmla(mut sums: int32x4_t, codes: uint8x16_t, x: int8x16_t) -> int32x4_t {
+    // SAFETY: the instruction reads and writes nothing but these registers.
+    unsafe {
+        asm!(
+            "smmla {sums:v}.4s, {codes:v}.16b, {x:v}.16b",
+            sums = inout(vreg) sums,
+            codes = in(vreg) codes,
+            x = in(vreg) x,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sums
+}
+
 /// Adds to every lane the products of its four bytes with the four bytes of lane `LANE` of `x`. In assembly, because the
 /// intrinsic is not stable.
 #[inline]
@@ -124,6 +215,7 @@ impl<D: Dot> Simd for Neon<D> {
     const ROWS: usize = 8;
     const WIDE: bool = false;
     const PAIRS: bool = false;
+    const TOKENS: usize = D::TOKENS;
 
     type Codes = [uint8x16_t; 2];
     type Acts = [int8x16_t; 2];
@@ -166,8 +258,7 @@ impl<D: Dot> Simd for Neon<D> {
 
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
-        // SAFETY: the instruction changes nothing, whatever the address. The intrinsic for it is not stable.
-        unsafe { asm!("prfm pldl1keep, [{at}]", at = in(reg) at, options(nostack, preserves_flags, readonly)) }
+        crate::memory::prefetch(at);
     }
 
     #[inline(always)]
@@ -199,6 +290,18 @@ impl<D: Dot> Simd for Neon<D> {
     unsafe fn ints(sums: Self::Products) -> Self::Ints {
         // SAFETY: see the top of the implementation.
         unsafe { D::ints(sums) }
+    }
+
+    #[inline(always)]
+    unsafe fn paired(quads: [Self::Codes; 8]) -> [Self::Codes; 8] {
+        // SAFETY: see the top of the implementation.
+        unsafe { D::paired(quads) }
+    }
+
+    #[inline(always)]
+    unsafe fn pair(quads: &[Self::Codes; 8], x: *const i8, y: *const i8) -> [Self::Ints; 2] {
+        // SAFETY: see the top of the implementation.
+        unsafe { D::pair(quads, x, y) }
     }
 
     #[inline(always)]
@@ -309,6 +412,14 @@ pub(crate) unsafe fn matmul_i8(weights: Weights<'_>, acts: &Acts, out: OutTile<'
 pub(crate) unsafe fn matmul_i8_dotprod(weights: Weights<'_>, acts: &Acts, out: OutTile<'_>) {
     // SAFETY: the caller's promise.
     unsafe { kernel::matmul_i8::<Neon<Dotprod>>(weights, acts, out) }
+}
+
+/// # Safety
+/// The machine has NEON with the dot and matrix product instructions; see [`kernel::matmul_i8`].
+#[target_feature(enable = "neon,dotprod,i8mm")]
+pub(crate) unsafe fn matmul_i8_i8mm(weights: Weights<'_>, acts: &Acts, out: OutTile<'_>) {
+    // SAFETY: the caller's promise.
+    unsafe { kernel::matmul_i8::<Neon<Matmul>>(weights, acts, out) }
 }
 
 /// # Safety

@@ -96,26 +96,28 @@ unsafe fn dot<S: Simd, const BITS: u32>(quads: &Quads<S>, x: *const i8) -> S::Fl
     // SAFETY: the caller's promise.
     unsafe {
         let x = S::acts(x);
-        let low = S::ints(eight::<S>(&quads.low, x));
+        let low = S::block(&quads.low, x);
         if BITS == 8 && !S::WIDE {
-            return S::float(S::with_high(low, S::ints(eight::<S>(&quads.high, x))));
+            return S::float(S::with_high(low, S::block(&quads.high, x)));
         }
         S::float(low)
     }
 }
 
+/// As [`dot`] for two blocks of activations, with quads that are paired.
+///
+/// # Safety
+/// As there.
 #[inline(always)]
-unsafe fn eight<S: Simd>(quads: &[S::Codes; 8], x: S::Acts) -> S::Products {
-    // SAFETY: the caller has the instruction set.
+unsafe fn dots<S: Simd, const BITS: u32>(quads: &Quads<S>, x: *const i8, y: *const i8) -> [S::Floats; 2] {
+    // SAFETY: the caller's promise.
     unsafe {
-        let s = S::step::<0>(S::no_products(), quads[0], x);
-        let s = S::step::<1>(s, quads[1], x);
-        let s = S::step::<2>(s, quads[2], x);
-        let s = S::step::<3>(s, quads[3], x);
-        let s = S::step::<4>(s, quads[4], x);
-        let s = S::step::<5>(s, quads[5], x);
-        let s = S::step::<6>(s, quads[6], x);
-        S::step::<7>(s, quads[7], x)
+        let low = S::pair(&quads.low, x, y);
+        if BITS == 8 && !S::WIDE {
+            let high = S::pair(&quads.high, x, y);
+            return [S::float(S::with_high(low[0], high[0])), S::float(S::with_high(low[1], high[1]))];
+        }
+        low.map(|ints| S::float(ints))
     }
 }
 
@@ -216,27 +218,39 @@ unsafe fn many<S: Simd, const BITS: u32, const U: usize>(w: &PanelAt<'_>, tile: 
                         let at = at.add(u * w.shape.panel_bytes());
                         ask_ahead::<S>(at, BITS as usize * QUAD);
                         *quads = self::quads::<S, BITS>(at);
+                        if S::TOKENS == 2 {
+                            *quads = Quads { low: S::paired(quads.low), high: S::paired(quads.high) };
+                        }
                     }
                     let x = tile.codes.as_ptr().add(b * tile.tokens * BLOCK);
                     let x_scales = tile.scales.as_ptr().add(b * tile.tokens);
                     let x_sums = tile.sums.as_ptr().add(g * tile.tokens);
                     let ends = b + 1 == blocks.end;
-                    for t in 0..tile.tokens {
-                        let scale = S::splat(*x_scales.add(t));
-                        let mut dots = [scale; U];
-                        for (dot, quads) in dots.iter_mut().zip(&quads) {
-                            *dot = self::dot::<S, BITS>(quads, x.add(t * BLOCK));
-                        }
-                        for (u, dot) in dots.into_iter().enumerate() {
-                            let at = (t * U + u) * PANEL_ROWS + row;
-                            let (sum, total) = (sums.add(at), totals.add(at));
-                            let new = S::mul_add(dot, scale, S::load_floats(sum));
-                            if ends {
-                                let of_group = S::neg_mul_add(grids[u].1, S::splat(*x_sums.add(t)), new);
-                                S::store_floats(total, S::mul_add(grids[u].0, of_group, S::load_floats(total)));
-                                S::store_floats(sum, S::splat(0.0));
+                    for first in (0..tile.tokens).step_by(S::TOKENS) {
+                        // The last token of an odd number makes a pair with itself.
+                        let together = [first, (first + 1).min(tile.tokens - 1)];
+                        let mut dots = [[S::splat(0.0); U]; 2];
+                        for (u, quads) in quads.iter().enumerate() {
+                            let [x, y] = together.map(|t| x.add(t * BLOCK));
+                            if S::TOKENS == 2 {
+                                [dots[0][u], dots[1][u]] = self::dots::<S, BITS>(quads, x, y);
                             } else {
-                                S::store_floats(sum, new);
+                                dots[0][u] = self::dot::<S, BITS>(quads, x);
+                            }
+                        }
+                        for (t, dots) in (first..tile.tokens).zip(dots).take(S::TOKENS) {
+                            let scale = S::splat(*x_scales.add(t));
+                            for (u, dot) in dots.into_iter().enumerate() {
+                                let at = (t * U + u) * PANEL_ROWS + row;
+                                let (sum, total) = (sums.add(at), totals.add(at));
+                                let new = S::mul_add(dot, scale, S::load_floats(sum));
+                                if ends {
+                                    let of_group = S::neg_mul_add(grids[u].1, S::splat(*x_sums.add(t)), new);
+                                    S::store_floats(total, S::mul_add(grids[u].0, of_group, S::load_floats(total)));
+                                    S::store_floats(sum, S::splat(0.0));
+                                } else {
+                                    S::store_floats(sum, new);
+                                }
                             }
                         }
                     }

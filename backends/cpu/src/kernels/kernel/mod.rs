@@ -50,6 +50,9 @@ pub(crate) trait Simd {
     /// Whether there are registers for the quads of two panels at once.
     const PAIRS: bool;
 
+    /// Tokens whose products are taken together where there are many: 1, or 2 by [`pair`](Self::pair).
+    const TOKENS: usize = 1;
+
     /// Codes: byte `4 r + i` belongs to row `r` and column `i`.
     type Codes: Copy;
     /// Rounded activations of a block.
@@ -80,6 +83,32 @@ pub(crate) trait Simd {
     /// Adds the products of quad `P` with activations `4 P..4 P + 4`; eight times at most.
     unsafe fn step<const P: usize>(sums: Self::Products, codes: Self::Codes, acts: Self::Acts) -> Self::Products;
     unsafe fn ints(sums: Self::Products) -> Self::Ints;
+    /// The products of a block's quads with a block of activations.
+    #[inline(always)]
+    unsafe fn block(quads: &[Self::Codes; 8], x: Self::Acts) -> Self::Ints {
+        // SAFETY: whoever calls a method has the instruction set.
+        unsafe {
+            let s = Self::step::<0>(Self::no_products(), quads[0], x);
+            let s = Self::step::<1>(s, quads[1], x);
+            let s = Self::step::<2>(s, quads[2], x);
+            let s = Self::step::<3>(s, quads[3], x);
+            let s = Self::step::<4>(s, quads[4], x);
+            let s = Self::step::<5>(s, quads[5], x);
+            let s = Self::step::<6>(s, quads[6], x);
+            Self::ints(Self::step::<7>(s, quads[7], x))
+        }
+    }
+    /// A block's quads as [`pair`](Self::pair) takes them.
+    #[inline(always)]
+    unsafe fn paired(quads: [Self::Codes; 8]) -> [Self::Codes; 8] {
+        quads
+    }
+    /// The products of a block with the 32 activations at `x` and those at `y`.
+    #[inline(always)]
+    unsafe fn pair(quads: &[Self::Codes; 8], x: *const i8, y: *const i8) -> [Self::Ints; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { [Self::block(quads, Self::acts(x)), Self::block(quads, Self::acts(y))] }
+    }
     /// `low + 16 high`.
     unsafe fn with_high(low: Self::Ints, high: Self::Ints) -> Self::Ints;
     /// Integers below 2²⁴, exactly.

@@ -72,8 +72,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
-        // SAFETY: see the top of the implementation.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        crate::memory::prefetch(at);
     }
 
     #[inline(always)]

@@ -104,8 +104,7 @@ impl<D: Dot> Simd for Avx512<D> {
 
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
-        // SAFETY: see the top of the implementation.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        crate::memory::prefetch(at);
     }
 
     #[inline(always)]
