@@ -138,7 +138,10 @@ impl OpInfo for Dispatch {
         floats("the input of dispatch", x)?;
         channels(x)?;
         if x.rank() != 3 || self.experts == 0 || self.experts > MOST {
-            return OpError::new(format!("dispatch sends [B,S,C] to 1 to {MOST} experts, this is {x} to {}", self.experts));
+            return OpError::new(format!(
+                "dispatch sends [B,S,C] to 1 to {MOST} experts, this is {x} to {}",
+                self.experts
+            ));
         }
         chosen(i, &x.shape)?;
         Ok(vec![Type::new(x.elem, [Dim::Const(self.experts)].into_iter().chain(x.shape.iter().cloned()))])

@@ -37,7 +37,7 @@ fn kernels(arch: &Arch) -> Vec<Source> {
         out.push(gemv::source(arch, &shape, bits == 4).expect("a kernel"));
         out.push(gemm::source(arch, &shape, bits == 4).expect("a kernel"));
     }
-    let op = |window, softcap| Sdpa { causal: true, heads: 32, kv_heads: 8, scale: None, window, softcap };
+    let op = |window, softcap| Sdpa { causal: true, heads: 32, kv_heads: 8, scale: None, window, softcap, alibi: None };
     for (op, columns, splits) in
         [(op(None, None), 128, 8), (op(Some(4096), Some(50.0)), 256, 1), (op(None, None), 64, 1)]
     {
