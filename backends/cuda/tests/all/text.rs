@@ -37,7 +37,7 @@ fn kernels(arch: &Arch) -> Vec<Source> {
         out.push(gemv::source(arch, &shape, bits == 4).expect("a kernel"));
         out.push(gemm::source(arch, &shape, bits == 4).expect("a kernel"));
     }
-    let op = |window, softcap| Sdpa { causal: true, heads: 32, kv_heads: 8, scale: None, window, softcap };
+    let op = |window, softcap| Sdpa { causal: true, heads: 32, kv_heads: 8, scale: None, window, softcap, alibi: None };
     for (op, columns, splits) in
         [(op(None, None), 128, 8), (op(Some(4096), Some(50.0)), 256, 1), (op(None, None), 64, 1)]
     {
@@ -66,7 +66,16 @@ fn kernels(arch: &Arch) -> Vec<Source> {
             interleaved: false,
             out: Out::F32(row(1, 4096)),
         },
-        Step::LayerNorm { x, gain: Some(2), bias: Some(2), width: 4096, eps: 1e-5, out: Out::F16(row(3, 4096)) },
+        Step::LayerNorm {
+            x,
+            gain: Some(2),
+            bias: Some(2),
+            width: 4096,
+            heads: 1,
+            each: false,
+            eps: 1e-5,
+            out: Out::F16(row(3, 4096)),
+        },
     ];
     out.push(Rows { steps, args }.source(arch).expect("a kernel"));
     out
