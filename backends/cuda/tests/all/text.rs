@@ -81,6 +81,16 @@ fn kernels(arch: &Arch) -> Vec<Source> {
     out
 }
 
+/// The code generator keeps tables in an order that differs from one to the next, also within a process.
+#[test]
+fn every_kernel_is_the_same_each_time() {
+    let arch = Arch::find(86).expect("an architecture");
+    let first = kernels(arch);
+    for _ in 0..4 {
+        assert_eq!(first, kernels(arch));
+    }
+}
+
 #[test]
 fn nvrtc_compiles_every_kernel_for_every_architecture_without_spills() {
     let folders: Vec<PathBuf> =
