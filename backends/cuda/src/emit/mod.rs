@@ -94,13 +94,12 @@ pub(crate) fn emit(arch: &Arch, name: &str, threads: u32, body: impl FnOnce(&mut
     let kernel = Cpp::default()
         .compile(definition, &options(), ExecutionMode::Unchecked, address)
         .map_err(|e| fail(e.to_string()))?;
-    let shared_bytes = kernel.shared_memory_size();
+    let raw = kernel.to_string();
+    drop(one);
+    let normal::Normal { name, text, shared_bytes } = normal::normal(name, &names, &raw).map_err(fail)?;
     if shared_bytes > arch.shared_bytes {
         return Err(fail(format!("{shared_bytes} bytes of shared memory, {} has {}", arch.name(), arch.shared_bytes)));
     }
-    let raw = kernel.to_string();
-    drop(one);
-    let (name, text) = normal::normal(name, &names, &raw).map_err(fail)?;
     Ok(Source { name, text, threads, shared_bytes, args: names.len() })
 }
 

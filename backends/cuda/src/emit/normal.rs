@@ -8,9 +8,21 @@ use std::collections::BTreeMap;
 /// The entry's name in the generator's text.
 pub(super) const ENTRY: &str = "awqc_entry";
 
+/// A kernel's text in its one form.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Normal {
+    pub(super) name: String,
+    pub(super) text: String,
+    /// Bytes of all shared arrays.
+    pub(super) shared_bytes: usize,
+}
+
+/// Shared arrays begin at multiples of so many bytes.
+const SHARED_ALIGN: usize = 16;
+
 /// The kernel's name and text, given the words that its name begins with, the names of its arguments, and what the
 /// generator printed.
-pub(super) fn normal(stem: &str, args: &[String], raw: &str) -> Result<(String, String), String> {
+pub(super) fn normal(stem: &str, args: &[String], raw: &str) -> Result<Normal, String> {
     let (head, rest) = raw.split_once("\nextern \"C\"").ok_or("the text has no entry")?;
     let (signature, body) = rest.split_once(") {\n").ok_or("the entry has no body")?;
     let uses_info = body.contains("info.") || body.contains("info_");
@@ -21,6 +33,7 @@ pub(super) fn normal(stem: &str, args: &[String], raw: &str) -> Result<(String, 
         (signature.replace(", const __grid_constant__ info_st info", ""), without_info(head)?)
     };
     let (declarations, statements) = declarations(body);
+    let (arrays, statements) = shared(&statements)?;
     let mut names = Names::default();
     let own = args.iter().enumerate().map(|(i, name)| (format!("buffer_{i}"), name.clone()));
     names.known.extend(own);
@@ -30,13 +43,56 @@ pub(super) fn normal(stem: &str, args: &[String], raw: &str) -> Result<(String, 
     let mut text = head;
     text.push_str(&names.rename(&signature.replace("( \n", "(\n").replace(")awqc_entry", ") awqc_entry")));
     text.push_str(" {\n");
+    // Shared arrays lie in the order of their first use, none on top of another.
+    let mut arrays: Vec<(String, usize)> = arrays.iter().map(|a| (names.rename(a.declaration), a.bytes)).collect();
+    arrays.sort_by_key(|(line, _)| (number(line), line.clone()));
+    let mut shared_bytes = 0;
+    for (line, bytes) in &arrays {
+        let (before, _) = line.split_once("&dynamic_shared_mem[").ok_or("a shared array without a place")?;
+        declarations.push(format!("{before}&dynamic_shared_mem[{shared_bytes}]); // {bytes} bytes"));
+        shared_bytes = (shared_bytes + bytes).next_multiple_of(SHARED_ALIGN);
+    }
+    if !arrays.is_empty() {
+        let at = declarations.len() - arrays.len();
+        declarations.insert(at, format!("extern __shared__ __align__({SHARED_ALIGN}) uint8 dynamic_shared_mem[];"));
+    }
     declarations.iter().chain(&statements).for_each(|line| {
         text.push_str(line);
         text.push('\n');
     });
     let text = indent(&literals(&text));
     let name = format!("{stem}_{:08x}", digest(&text));
-    Ok((name.clone(), text.replace(ENTRY, &name)))
+    Ok(Normal { text: text.replace(ENTRY, &name), name, shared_bytes })
+}
+
+/// A shared array as the generator declares it.
+struct Shared<'a> {
+    declaration: &'a str,
+    bytes: usize,
+}
+
+/// The shared arrays, each announced by a comment with its size, and all other lines.
+fn shared<'a>(lines: &[&'a str]) -> Result<(Vec<Shared<'a>>, Vec<&'a str>), String> {
+    let (mut arrays, mut rest) = (Vec::new(), Vec::new());
+    let mut lines = lines.iter().copied();
+    while let Some(line) = lines.next() {
+        if line.starts_with("extern __shared__") {
+            continue;
+        }
+        let Some(size) = line.trim().strip_prefix("// Shared array size: ") else {
+            if line.contains("dynamic_shared_mem") {
+                return Err(format!("shared memory of unknown size: {line}"));
+            }
+            rest.push(line);
+            continue;
+        };
+        let bytes = size.split_whitespace().nth(1).and_then(|b| b.parse().ok());
+        let (Some(bytes), Some(declaration)) = (bytes, lines.next()) else {
+            return Err(format!("shared memory of unknown size: {line}"));
+        };
+        arrays.push(Shared { declaration, bytes });
+    }
+    Ok((arrays, rest))
 }
 
 /// The types, sorted, without those of launch numbers and without headers that nothing here uses.
@@ -182,21 +238,31 @@ mod tests {
 
     #[test]
     fn the_order_of_declarations_and_the_count_of_names_do_not_matter() {
-        let text = |a: &str, b: &str, (i, j): (&str, &str)| {
+        let array = |name: &str, ty: &str, at: usize| {
+            format!(
+                "// Shared array size: 2, 8 bytes\n{ty} *shared_memory_{name} = reinterpret_cast<{ty}*>(&dynamic_shared_mem[{at}]);"
+            )
+        };
+        let text = |a: &str, b: &str, (i, j): (&str, &str), arrays: [String; 2]| {
             format!(
                 "#include <mma.h>\n#include <x.h>\n\nstruct {a};\nstruct {b};\nstruct info_st {{\n uint32 m[2];\n}};\n\nextern \"C\" \
                  __global__ void __launch_bounds__(32)awqc_entry (\n  uint* buffer_0, const __grid_constant__ info_st \
-                 info\n) {{\nfloat l_mut_{i};\nint l_arr_{j}[2];\nl_mut_{i} = l_arr_{j}[uint32(1)] + _tmp_{i};\n}}"
+                 info\n) {{\nfloat l_mut_{i};\nint l_arr_{j}[2];\nextern __shared__ __align__(4) uint8 \
+                 dynamic_shared_mem[];\n{}\nl_mut_{i} = l_arr_{j}[uint32(1)] + _tmp_{i};\nshared_memory_{i}[0] = \
+                 shared_memory_{j}[1];\n}}",
+                arrays.join("\n")
             )
         };
-        let one = normal("k", &["out".into()], &text("A {\n}", "B {\n}", ("3", "9"))).unwrap();
-        let other = normal("k", &["out".into()], &text("B {\n}", "A {\n}", ("4", "2"))).unwrap();
+        let args = ["out".to_owned()];
+        let one = text("A {\n}", "B {\n}", ("3", "9"), [array("3", "float", 8), array("9", "uint32", 0)]);
+        let other = text("B {\n}", "A {\n}", ("4", "2"), [array("2", "uint32", 8), array("4", "float", 0)]);
+        let (one, other) = (normal("k", &args, &one).unwrap(), normal("k", &args, &other).unwrap());
         assert_eq!(one, other);
-        assert!(
-            one.1.contains("m0 = a0[1u] + t0;") && !one.1.contains("info") && !one.1.contains("mma.h"),
-            "{}",
-            one.1
-        );
-        assert!(one.1.contains(&format!(") {} (", one.0)), "{}", one.1);
+        let text = &one.text;
+        assert!(text.contains("uint* out") && text.contains(&format!(") {} (", one.name)), "{text}");
+        assert!(text.contains("m0 = a0[1u] + t0;") && !text.contains("info") && !text.contains("mma.h"), "{text}");
+        assert!(text.contains("float *s0 = reinterpret_cast<float*>(&dynamic_shared_mem[0]); // 8 bytes"), "{text}");
+        assert!(text.contains("uint32 *s1 = reinterpret_cast<uint32*>(&dynamic_shared_mem[16]); // 8 bytes"), "{text}");
+        assert_eq!(one.shared_bytes, 32);
     }
 }

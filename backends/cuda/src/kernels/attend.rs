@@ -43,6 +43,8 @@ pub struct Shape {
     pub window: Option<usize>,
     /// Scores become `c tanh(score / c)`.
     pub softcap: Option<f32>,
+    /// Linear biases: the largest exponent and the factor on all slopes.
+    pub alibi: Option<(f32, f32)>,
     /// Parts that the positions are cut into.
     pub splits: usize,
     /// Whether the result is f16.
@@ -68,6 +70,7 @@ impl Shape {
             scale: op.scale.unwrap_or_else(|| (key as f64).sqrt().recip()) as f32,
             window: op.window.and_then(|w| usize::try_from(w).ok()),
             softcap: op.softcap.map(|c| c as f32),
+            alibi: op.alibi.as_ref().map(|a| (a.max as f32, a.scale as f32)),
             splits,
             half,
         };
@@ -105,6 +108,7 @@ struct Spec {
     scale: f32,
     window: u32,
     cap: f32,
+    alibi: Option<(f32, f32)>,
     splits: u32,
     load: u32,
     lanes: u32,
@@ -124,6 +128,7 @@ impl Spec {
             scale: s.scale,
             window: s.window.map_or(0, |w| u32::try_from(w).unwrap_or(0)),
             cap: s.softcap.unwrap_or(0.0),
+            alibi: s.alibi,
             splits: s.splits as u32,
             load: s.load(),
             lanes: s.lanes(),
@@ -225,6 +230,9 @@ fn attend<O: Float, N: Size>(
         if comptime!(spec.cap > 0.0) {
             score = comptime!(spec.cap) * tanh(score / comptime!(spec.cap));
         }
+        if comptime!(spec.alibi.is_some()) {
+            score += slope(head, spec) * f32::cast_from(p);
+        }
         let next = select(there, max(highest, score), highest);
         let keep = (highest - next).exp();
         let own = select(there, (score - next).exp(), 0.0f32);
@@ -284,6 +292,19 @@ fn attend<O: Float, N: Size>(
             out[(row * comptime!(spec.value + 2) + 1) as usize] = O::cast_from(total);
         }
     }
+}
+
+/// The slope of a head's linear bias: see [`awqc_ir::op::sdpa::Alibi`].
+#[cube]
+fn slope(head: u32, #[comptime] spec: Spec) -> f32 {
+    let (most, scale) = comptime!(spec.alibi.unwrap_or((0.0, 0.0)));
+    let whole = comptime!(if spec.heads.is_power_of_two() { spec.heads } else { spec.heads.next_power_of_two() / 2 });
+    let exponent = select(
+        head < whole,
+        f32::cast_from(head + 1) * comptime!(most / whole as f32),
+        f32::cast_from(2 * head + 1 - 2 * clamp_max(head, whole)) * comptime!(most / (2 * whole) as f32),
+    );
+    comptime!(scale) * (0.0f32 - exponent * comptime!(std::f32::consts::LN_2)).exp()
 }
 
 /// The kernel that joins the splits. The grid is `[heads, tokens]`.

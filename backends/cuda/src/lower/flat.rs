@@ -43,7 +43,7 @@ pub(super) enum By {
 pub(super) enum Flat {
     Embed { table: usize, of: Float, ints: Ints, offset: u32, out: Var },
     RmsNorm { x: Var, gain: Option<usize>, heads: usize, eps: f32, out: Var },
-    LayerNorm { x: Var, gain: Option<usize>, bias: Option<usize>, eps: f32, out: Var },
+    LayerNorm { x: Var, gain: Option<usize>, bias: Option<usize>, heads: usize, each: bool, eps: f32, out: Var },
     Rope { x: Var, angles: usize, pairs: usize, heads: usize, interleaved: bool, out: Var },
     Map { x: Var, f: Map, out: Var },
     Zip { a: Var, f: Map, b: By, zip: Zip, out: Var },

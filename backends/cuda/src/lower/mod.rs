@@ -204,14 +204,7 @@ impl Builder<'_> {
             let width = self.flat.values[out].width;
             match op.clone() {
                 // The angles are a table, and `uncovered` has refused the others.
-                Op::RopeTable(_)
-                | Op::Sigmoid(_)
-                | Op::Clamp(_)
-                | Op::Softmax(_)
-                | Op::TopK(_)
-                | Op::Dispatch(_)
-                | Op::Combine(_)
-                | Op::Repeat(_) => {}
+                Op::RopeTable(_) | Op::Softmax(_) | Op::TopK(_) | Op::Dispatch(_) | Op::Combine(_) => {}
                 Op::Embedding(e) => {
                     let Some(Entry::Ints(ints)) = operands.first().copied() else {
                         return Err(unsupported("the indices must be token ids or positions"));
@@ -244,7 +237,11 @@ impl Builder<'_> {
                 Op::LayerNorm(n) => {
                     let gain = self.constants.vector(region, weights.first().copied(), 0.0)?;
                     let bias = self.constants.vector(region, weights.get(1).copied(), 0.0)?;
-                    self.flat.steps.push(Flat::LayerNorm { x: value(0)?, gain, bias, eps: n.eps as f32, out });
+                    let heads = n.heads.map_or(1, |h| h as usize);
+                    let numbers = weights.first().map_or(0, |w| self.constants.len(region, *w));
+                    let each = heads > 1 && numbers == width;
+                    let eps = n.eps as f32;
+                    self.flat.steps.push(Flat::LayerNorm { x: value(0)?, gain, bias, heads, each, eps, out });
                 }
                 Op::Rope(r) => {
                     let (Some(Entry::Cos(angles)), Some(Entry::Sin(sin))) = (operands.get(1), operands.get(2)) else {
@@ -273,6 +270,8 @@ impl Builder<'_> {
                     };
                     self.map(value(0)?, f, out);
                 }
+                Op::Sigmoid(_) => self.map(value(0)?, Map::Sigmoid, out),
+                Op::Clamp(c) => self.map(value(0)?, Map::Clamp(c.at as f32), out),
                 Op::Relu(_) => self.map(value(0)?, Map::Relu, out),
                 Op::Scale(s) => self.map(value(0)?, Map::Scale(s.by as f32), out),
                 Op::Softcap(s) => self.map(value(0)?, Map::Softcap(s.at as f32), out),
@@ -292,21 +291,37 @@ impl Builder<'_> {
                     self.flat.steps.push(Flat::Zip { a: value(0)?, f: Map::Same, b: by, zip, out });
                 }
                 Op::Split(s) => {
-                    let (from, mut col) = (value(0)?, 0);
-                    for (out, size) in outs.iter().zip(&s.sizes) {
-                        self.flat.values[*out].home = Home::View(from, col);
-                        col += *size as usize;
+                    let (from, heads) = (value(0)?, s.heads.max(1) as usize);
+                    let run = self.flat.values[from].width / heads;
+                    let mut col = 0;
+                    for (out, size) in outs.iter().zip(s.sizes.iter().map(|s| *s as usize)) {
+                        if heads == 1 {
+                            self.flat.values[*out].home = Home::View(from, col);
+                        }
+                        for h in (0..heads).filter(|_| heads > 1) {
+                            let part = self.flat.value(size, Home::View(from, h * run + col));
+                            self.part(part, *out, h * size);
+                        }
+                        col += size;
                     }
                 }
-                Op::Concat(_) => {
-                    let mut col = 0;
-                    for part in 0..operands.len() {
-                        let part = value(part)?;
-                        let columns = self.flat.values[part].width;
-                        let window = self.flat.value(columns, Home::View(out, col));
-                        self.map(part, Map::Same, window);
-                        col += columns;
+                Op::Concat(c) => {
+                    let (heads, mut at) = (c.heads.max(1) as usize, 0);
+                    for h in 0..heads {
+                        for from in 0..operands.len() {
+                            let from = value(from)?;
+                            let size = self.flat.values[from].width / heads;
+                            let part =
+                                if heads == 1 { from } else { self.flat.value(size, Home::View(from, h * size)) };
+                            self.part(part, out, at);
+                            at += size;
+                        }
                     }
+                }
+                Op::Repeat(r) => {
+                    let from = value(0)?;
+                    let size = self.flat.values[from].width;
+                    (0..r.times as usize).for_each(|i| self.part(from, out, i * size));
                 }
                 Op::Fused(f) => return Err(unsupported(&format!("@{} is not defined", f.callee))),
             }
@@ -321,6 +336,12 @@ impl Builder<'_> {
 
     fn map(&mut self, x: Var, f: Map, out: Var) {
         self.flat.steps.push(Flat::Map { x, f, out });
+    }
+
+    /// Copies a value into columns of another.
+    fn part(&mut self, from: Var, to: Var, col: usize) {
+        let window = self.flat.value(self.flat.values[from].width, Home::View(to, col));
+        self.map(from, Map::Same, window);
     }
 
     /// The value as f16.

@@ -328,11 +328,13 @@ impl Maker<'_, '_> {
                 eps: *eps,
                 out: out_of(args, *out),
             },
-            Flat::LayerNorm { x, gain, bias, eps, out } => Step::LayerNorm {
+            Flat::LayerNorm { x, gain, bias, heads, each, eps, out } => Step::LayerNorm {
                 x: x_of(args, *x),
                 gain: constant(args, gain),
                 bias: constant(args, bias),
-                width: width(*x),
+                heads: *heads,
+                width: width(*x) / heads,
+                each: *each,
                 eps: *eps,
                 out: out_of(args, *out),
             },

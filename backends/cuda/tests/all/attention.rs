@@ -3,7 +3,7 @@
 use awqc_cuda::arch::Arch;
 use awqc_cuda::kernels::attend::{Shape, join_source, source};
 use awqc_cuda::kernels::{Float, argmax, dense};
-use awqc_ir::op::Sdpa;
+use awqc_ir::op::{Alibi, Sdpa};
 use half::bf16;
 
 use crate::support::{Bench, Random, error, rounded};
@@ -16,6 +16,8 @@ fn op(heads: u64, kv_heads: u64, window: Option<u64>, softcap: Option<f64>) -> S
 fn attention_over_a_cache() {
     let arch = Arch::find(90).expect("an architecture");
     let shape = |op: &Sdpa, key, value, half, splits| Shape::of(op, key, value, half, splits).expect("a shape");
+    let alibi = Alibi { max: 8.0, scale: 0.5 };
+    let biased = Sdpa { alibi: Some(alibi.clone()), ..op(6, 6, None, None) };
     let cases = [
         (shape(&op(4, 2, None, None), 64, 64, false, 1), 37),
         (shape(&op(6, 2, Some(5), None), 12, 12, true, 1), 9),
@@ -23,6 +25,7 @@ fn attention_over_a_cache() {
         (shape(&op(3, 3, Some(16), None), 128, 64, true, 4), 40),
         (shape(&op(1, 1, None, None), 5, 3, false, 2), 0),
         (shape(&op(2, 2, None, None), 256, 256, false, 1), 3),
+        (shape(&biased, 16, 16, false, 1), 20),
     ];
     let kernels: Vec<_> = cases
         .iter()
@@ -45,7 +48,9 @@ fn attention_over_a_cache() {
                 let dot: f64 =
                     (0..d).map(|i| f64::from(q[(t * h + head) * d + i]) * f64::from(k[(p * kv + own) * d + i])).sum();
                 let s = dot * f64::from(shape.scale);
-                shape.softcap.map_or(s, |c| f64::from(c) * (s / f64::from(c)).tanh())
+                let s = shape.softcap.map_or(s, |c| f64::from(c) * (s / f64::from(c)).tanh());
+                let slope = shape.alibi.map_or(0.0, |_| alibi.slopes(h as u64)[head]);
+                s + slope * p as f64
             };
             let weights: Vec<f64> = (from..=at).map(|p| score(p).exp()).collect();
             let total: f64 = weights.iter().sum();

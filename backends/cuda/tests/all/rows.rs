@@ -86,6 +86,8 @@ fn norms_of_rows_and_of_heads() {
             gain: Some(1),
             bias: Some(2),
             width,
+            heads: 1,
+            each: false,
             eps: 1e-2,
             out: Out::F32(row(3, width)),
         }],
@@ -97,6 +99,8 @@ fn norms_of_rows_and_of_heads() {
             gain: None,
             bias: None,
             width,
+            heads: 1,
+            each: false,
             eps: 1e-2,
             out: Out::F32(row(1, width)),
         }],
@@ -230,6 +234,8 @@ fn apply(f: Map, x: f64) -> f64 {
         Map::GeluTanh => 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh()),
         Map::GeluQuick => x / (1.0 + (-1.702 * x).exp()),
         Map::Relu => x.max(0.0),
+        Map::Sigmoid => 1.0 / (1.0 + (-x).exp()),
+        Map::Clamp(c) => x.clamp(-f64::from(c), f64::from(c)),
         Map::Scale(k) => x * f64::from(k),
         Map::Softcap(c) => f64::from(c) * (x / f64::from(c)).tanh(),
     }
@@ -246,6 +252,8 @@ fn functions_of_one_and_of_two_numbers() {
         Map::GeluQuick,
         Map::Relu,
         Map::Scale(-2.5),
+        Map::Sigmoid,
+        Map::Clamp(0.75),
         Map::Softcap(1.5),
     ];
     let single: Vec<_> = maps

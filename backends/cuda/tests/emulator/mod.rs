@@ -9,13 +9,13 @@ use std::process::Command;
 use awqc_cuda::emit::Source;
 
 /// A driver that knows some kernels. The folder with it is removed when this is dropped.
-pub struct Emulator {
+pub(crate) struct Emulator {
     dir: tempfile::TempDir,
 }
 
 impl Emulator {
     /// Compiles the kernels.
-    pub fn build<'a>(kernels: impl IntoIterator<Item = &'a Source>) -> Self {
+    pub(crate) fn build<'a>(kernels: impl IntoIterator<Item = &'a Source>) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
         let own = ["backends/cuda/tests/emulator", "tests/emulator"].map(|p| folder.join(p));
@@ -46,12 +46,12 @@ impl Emulator {
     }
 
     /// The driver.
-    pub fn library(&self) -> PathBuf {
-        self.dir.path().join("libcuda.so.1")
+    pub(crate) fn library(&self) -> PathBuf {
+        self.folder().join("libcuda.so.1")
     }
 
     /// Its folder.
-    pub fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         self.dir.path()
     }
 }

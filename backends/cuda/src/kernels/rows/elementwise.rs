@@ -67,6 +67,8 @@ fn apply(x: f32, #[comptime] f: Map) -> f32 {
         Map::Relu => max(x, 0.0f32),
         Map::Scale(by) => x * f32::new(by),
         Map::Softcap(at) => f32::new(at) * tanh(x / f32::new(at)),
+        Map::Sigmoid => 1.0f32 / (1.0f32 + (0.0f32 - x).exp()),
+        Map::Clamp(at) => min(max(x, f32::new(0.0 - at)), f32::new(at)),
     }
 }
 

@@ -66,6 +66,10 @@ pub enum Map {
     Scale(f32),
     /// `c tanh(x / c)`
     Softcap(f32),
+    /// `1 / (1 + e^−x)`
+    Sigmoid,
+    /// `x`, limited to `[−c, c]`
+    Clamp(f32),
 }
 
 /// A function of two numbers.
@@ -85,8 +89,18 @@ pub enum Step {
     Embed { table: usize, of: Float, index: usize, offset: u32, width: usize, out: Out },
     /// `x / sqrt(mean(x²) + eps) · gain` for each of `heads` parts of `width` columns.
     RmsNorm { x: Row, gain: Option<usize>, heads: usize, width: usize, eps: f32, out: Out },
-    /// `(x − mean) / sqrt(var + eps) · gain + bias`.
-    LayerNorm { x: Row, gain: Option<usize>, bias: Option<usize>, width: usize, eps: f32, out: Out },
+    /// `(x − mean) / sqrt(var + eps) · gain + bias` for each of `heads` parts of `width` columns. Gain and bias are those
+    /// of each head one after the other if `each`, or else one for all.
+    LayerNorm {
+        x: Row,
+        gain: Option<usize>,
+        bias: Option<usize>,
+        heads: usize,
+        width: usize,
+        each: bool,
+        eps: f32,
+        out: Out,
+    },
     /// Rotation of the first `2 pairs` columns of each head by the angles of the token, `[tokens, pairs]`.
     Rope { x: Row, cos: Row, sin: Row, heads: usize, width: usize, pairs: usize, interleaved: bool, out: Out },
     /// `f(x)`.
@@ -138,11 +152,10 @@ impl Step {
     /// Columns that the step computes.
     fn columns(&self) -> usize {
         match self {
-            Step::Embed { width, .. }
-            | Step::LayerNorm { width, .. }
-            | Step::Map { width, .. }
-            | Step::Zip { width, .. } => *width,
-            Step::RmsNorm { heads, width, .. } | Step::Rope { heads, width, .. } => heads * width,
+            Step::Embed { width, .. } | Step::Map { width, .. } | Step::Zip { width, .. } => *width,
+            Step::LayerNorm { heads, width, .. }
+            | Step::RmsNorm { heads, width, .. }
+            | Step::Rope { heads, width, .. } => heads * width,
         }
     }
 
@@ -151,8 +164,10 @@ impl Step {
         let span = |row: &Row, width: usize| Span { arg: row.arg, from: row.col, to: row.col + width };
         match self {
             Step::Embed { .. } => Vec::new(),
-            Step::LayerNorm { x, width, .. } | Step::Map { x, width, .. } => vec![span(x, *width)],
-            Step::RmsNorm { x, heads, width, .. } | Step::Rope { x, heads, width, .. } => vec![span(x, heads * width)],
+            Step::Map { x, width, .. } => vec![span(x, *width)],
+            Step::LayerNorm { x, heads, width, .. }
+            | Step::RmsNorm { x, heads, width, .. }
+            | Step::Rope { x, heads, width, .. } => vec![span(x, heads * width)],
             Step::Zip { a, b, width, .. } => vec![span(a, *width), span(b, *width)],
         }
     }
@@ -192,6 +207,8 @@ impl Map {
             Map::Relu => "relu",
             Map::Scale(_) => "scale",
             Map::Softcap(_) => "softcap",
+            Map::Sigmoid => "sigmoid",
+            Map::Clamp(_) => "clamp",
         }
     }
 }
@@ -221,7 +238,7 @@ impl Rows {
 
     /// Blocks that share one token's rows.
     pub fn blocks(&self) -> u32 {
-        let whole = |s: &Step| matches!(s, Step::LayerNorm { .. } | Step::RmsNorm { heads: 1, .. });
+        let whole = |s: &Step| matches!(s, Step::LayerNorm { heads: 1, .. } | Step::RmsNorm { heads: 1, .. });
         if self.steps.iter().any(whole) || (0..self.steps.len()).any(|i| self.waits(i)) {
             return 1;
         }
@@ -364,20 +381,38 @@ fn expand_to<O: cubecl::prelude::Float>(
         Step::RmsNorm { x, gain, heads, width, eps, .. } => {
             let (array, from) = rows(&x);
             let gains = parameter(&gain, &x);
-            let spec =
-                norm::Spec { width: width as u32, heads: heads as u32, from, eps, gain: gain.is_some(), bias: false };
+            let spec = norm::Spec {
+                width: width as u32,
+                heads: heads as u32,
+                from,
+                eps,
+                gain: gain.is_some(),
+                bias: false,
+                each: false,
+            };
             if heads == 1 {
                 norm::rms_norm::expand(scope, array, gains, to.array, base, spec);
             } else {
                 norm::head_norm::expand(scope, array, gains, to.array, base, spec, grid);
             }
         }
-        Step::LayerNorm { x, gain, bias, width, eps, .. } => {
+        Step::LayerNorm { x, gain, bias, heads, width, each, eps, .. } => {
             let (array, from) = rows(&x);
             let (gains, biases) = (parameter(&gain, &x), parameter(&bias, &x));
-            let spec =
-                norm::Spec { width: width as u32, heads: 1, from, eps, gain: gain.is_some(), bias: bias.is_some() };
-            norm::layer_norm::expand(scope, array, gains, biases, to.array, base, spec);
+            let spec = norm::Spec {
+                width: width as u32,
+                heads: heads as u32,
+                from,
+                eps,
+                gain: gain.is_some(),
+                bias: bias.is_some(),
+                each,
+            };
+            if heads == 1 {
+                norm::layer_norm::expand(scope, array, gains, biases, to.array, base, spec);
+            } else {
+                norm::head_layer_norm::expand(scope, array, gains, biases, to.array, base, spec, grid);
+            }
         }
         Step::Rope { x, cos, sin, heads, width, pairs, interleaved, .. } => {
             let (array, from) = rows(&x);

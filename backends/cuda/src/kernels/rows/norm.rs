@@ -14,6 +14,8 @@ pub(super) struct Spec {
     pub(super) eps: f32,
     pub(super) gain: bool,
     pub(super) bias: bool,
+    /// Every head has parameters of its own.
+    pub(super) each: bool,
 }
 
 #[cube]
@@ -115,6 +117,54 @@ pub(super) fn head_norm<O: Float>(
                 v *= gain[c as usize];
             }
             out[(base + start + c) as usize] = O::cast_from(v);
+            c += WARP;
+        }
+        head += comptime!(THREADS * grid.blocks / WARP);
+    }
+}
+
+#[cube]
+pub(super) fn head_layer_norm<O: Float>(
+    x: &Array<f32>,
+    gain: &Array<f32>,
+    bias: &Array<f32>,
+    out: &mut Array<O>,
+    base: u32,
+    #[comptime] spec: Spec,
+    #[comptime] grid: Grid,
+) {
+    let row = start(spec.from);
+    let lane = UNIT_POS_X % WARP;
+    let mut head = first() / WARP;
+    while head < comptime!(spec.heads) {
+        let begin = head * comptime!(spec.width);
+        let mut sum = 0.0f32;
+        let mut c = lane;
+        while c < comptime!(spec.width) {
+            sum += x[(row + begin + c) as usize];
+            c += WARP;
+        }
+        let mean = plane_sum(sum) / comptime!(spec.width as f32);
+        let mut squares = 0.0f32;
+        let mut c = lane;
+        while c < comptime!(spec.width) {
+            let d = x[(row + begin + c) as usize] - mean;
+            squares += d * d;
+            c += WARP;
+        }
+        let variance = plane_sum(squares) / comptime!(spec.width as f32);
+        let factor = 1.0f32 / (variance + comptime!(spec.eps)).sqrt();
+        let mut c = lane;
+        while c < comptime!(spec.width) {
+            let at = if comptime!(spec.each) { begin + c } else { c + 0 };
+            let mut v = (x[(row + begin + c) as usize] - mean) * factor;
+            if comptime!(spec.gain) {
+                v *= gain[at as usize];
+            }
+            if comptime!(spec.bias) {
+                v += bias[at as usize];
+            }
+            out[(base + begin + c) as usize] = O::cast_from(v);
             c += WARP;
         }
         head += comptime!(THREADS * grid.blocks / WARP);
