@@ -108,7 +108,7 @@ pub fn session(model: &Model, context: usize) -> Result<Session, Failure> {
             Some(nvrtc) => nvrtc,
             None => nvrtc.insert(Nvrtc::open(&from_environment())?),
         };
-        Ok(nvrtc.compile_text(name, &text, arch)?)
+        nvrtc.compile_text(name, &text, arch)
     };
     Ok(Session::new(plan, model.source.as_ref(), image, device, context)?)
 }
