@@ -220,7 +220,7 @@ fn the_program_compiles_runs_and_explains_what_it_cannot() {
             "for sm_89, this device (a CPU that plays a GPU) is sm_90\nhelp: compile with --target cuda-sm90",
         ),
         (&[], ("EMULATOR_SM", "86"), 3, "is sm_86"),
-        (&[], ("EMULATOR_MEGABYTES", "1"), 6, "bytes of device memory"),
+        (&[], ("EMULATOR_MEGABYTES", "0"), 6, "bytes of device memory"),
         (&["--ctx", "3"], ("EMULATOR_SM", "89"), 2, "there is room for 3"),
         (&["--act", "f32"], ("EMULATOR_SM", "89"), 2, "--act is for models that run on the processor"),
     ] {

@@ -92,7 +92,7 @@ impl Session {
         let arena = device.alloc("the activations", plan.arena_bytes)?;
         let cache = |bytes: &usize| {
             let bytes = bytes.checked_mul(context);
-            let bytes = bytes.ok_or_else(|| CudaError::Context { needed: context, room: 0 })?;
+            let bytes = bytes.ok_or(CudaError::Context { needed: context, room: 0 })?;
             device.alloc(&format!("a KV cache for {context} positions"), bytes)
         };
         let caches = plan.caches.iter().map(cache).collect::<Result<Vec<_>, _>>()?;

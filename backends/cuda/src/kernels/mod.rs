@@ -3,6 +3,12 @@
 //! A kernel's arguments are listed at its `source` function, in order; all are addresses on the device. What changes
 //! from call to call is in a small array of 32-bit words, [`Call`].
 
+#![allow(
+    clippy::collapsible_if,
+    clippy::manual_is_multiple_of,
+    reason = "code of kernels: choices at compile time stand apart from those at run time, and only operators are known"
+)]
+
 pub mod argmax;
 pub mod attend;
 pub mod dense;

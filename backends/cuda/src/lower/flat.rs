@@ -198,7 +198,7 @@ impl FlatProgram {
     fn merge_copies(&mut self) {
         let uses = self.uses();
         let mut gone = vec![false; self.steps.len()];
-        for i in 0..self.steps.len() {
+        for (i, gone) in gone.iter_mut().enumerate() {
             let Flat::Map { x, f: Map::Same, out } = self.steps[i] else { continue };
             let Some(maker) = self.maker(x).filter(|m| uses[x] == 1 && *m < i) else { continue };
             let fits = match (&self.steps[maker], self.values[out].home) {
@@ -212,7 +212,7 @@ impl FlatProgram {
                 .all(|s| self.root(s.out()).0 != root && s.reads().iter().all(|r| self.root(*r).0 != root));
             if fits && quiet {
                 self.steps[maker].set_out(out);
-                gone[i] = true;
+                *gone = true;
             }
         }
         let mut gone = gone.into_iter();

@@ -173,9 +173,8 @@ impl Memory {
         let mut memory = Self { offsets: vec![None; program.values.len()], partials: vec![0; groups.len()], end: base };
         // Free pieces, by offset.
         let mut free: BTreeMap<usize, usize> = BTreeMap::new();
-        for g in 0..groups.len() {
-            for var in 0..program.values.len() {
-                let value = program.values[var];
+        for (g, partial) in partials.iter().enumerate() {
+            for (var, value) in program.values.iter().enumerate() {
                 let size = match value.home {
                     Home::F32 => 4,
                     Home::F16 => 2,
@@ -186,13 +185,13 @@ impl Memory {
                     memory.offsets[var] = Some(memory.take(&mut free, bytes));
                 }
             }
-            let bytes = partials[g].next_multiple_of(ALIGN);
+            let bytes = partial.next_multiple_of(ALIGN);
             memory.partials[g] = memory.take(&mut free, bytes);
             give(&mut free, memory.partials[g], bytes);
-            for var in 0..program.values.len() {
+            for (var, value) in program.values.iter().enumerate() {
                 if let (Some(offset), true) = (memory.offsets[var], last[var] == g) {
-                    let size = if program.values[var].home == Home::F16 { 2 } else { 4 };
-                    give(&mut free, offset, (program.values[var].width * size * tokens).next_multiple_of(ALIGN));
+                    let size = if value.home == Home::F16 { 2 } else { 4 };
+                    give(&mut free, offset, (value.width * size * tokens).next_multiple_of(ALIGN));
                 }
             }
         }

@@ -156,7 +156,7 @@ pub(super) fn head_layer_norm<O: Float>(
         let factor = 1.0f32 / (variance + comptime!(spec.eps)).sqrt();
         let mut c = lane;
         while c < comptime!(spec.width) {
-            let at = if comptime!(spec.each) { begin + c } else { c + 0 };
+            let at = c + if comptime!(spec.each) { begin } else { 0u32.runtime() };
             let mut v = (x[(row + begin + c) as usize] - mean) * factor;
             if comptime!(spec.gain) {
                 v *= gain[at as usize];
