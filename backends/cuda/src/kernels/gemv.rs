@@ -36,8 +36,8 @@ struct Plan {
 pub fn source(arch: &Arch, shape: &Tiles, bias: bool) -> Result<Source, CudaError> {
     let spec = Spec::of(shape);
     let warps = spec.tiles.clamp(1, 8);
-    // Wide codes, and the scales of many small groups, need registers too.
-    let most = if spec.bits == 8 || spec.run == 1 { 2 } else { 4 };
+    // Wide codes, and the scales of several small groups, need registers too.
+    let most = if spec.bits == 8 || spec.run <= 2 { 2 } else { 4 };
     let ahead = spec.tiles.div_ceil(warps).clamp(1, most);
     let plan = Plan { warps, ahead, bias };
     emit(arch, &format!("gemv_{}", spec.label()), warps * WARP, |args| {
