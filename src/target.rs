@@ -41,14 +41,27 @@ pub struct Target {
     pub cuda: Option<u32>,
 }
 
+/// The passes that choose the codes.
+macro_rules! quantize {
+    () => {
+        "canonicalize,dce,profile,awq-scale,awq-clip,quantize{SCHEME}"
+    };
+}
+
+/// The passes that join operators.
+macro_rules! fuse {
+    () => {
+        "fuse-qkv,fuse-gate-up,fuse-norm,fuse-rope,fuse-swiglu,dce"
+    };
+}
+
 /// A CPU target. All have one layout, so that every machine runs every artefact; they differ in the instructions that
 /// the kernels may use.
 const fn cpu(name: &'static str, summary: &'static str, isa: Option<Isa>) -> Target {
     Target {
         name,
         summary,
-        pipeline: "canonicalize,dce,profile,awq-scale,awq-clip,quantize{SCHEME},HEAD,\
-                   fuse-qkv,fuse-gate-up,fuse-norm,fuse-rope,fuse-swiglu,dce,pack{layout=r16}",
+        pipeline: concat!(quantize!(), ",HEAD,", fuse!(), ",pack{layout=r16}"),
         format: Format::Artefact,
         group: 128,
         cpu: Some(Cpu { isa }),
@@ -61,8 +74,7 @@ const fn cuda(name: &'static str, summary: &'static str, sm: u32) -> Target {
     Target {
         name,
         summary,
-        pipeline: "canonicalize,dce,profile,awq-scale,awq-clip,quantize{SCHEME},HEAD,\
-                   fuse-qkv,fuse-gate-up,fuse-norm,fuse-rope,fuse-swiglu,dce,pack{layout=mma16}",
+        pipeline: concat!(quantize!(), ",HEAD,", fuse!(), ",pack{layout=mma16}"),
         format: Format::Artefact,
         group: 128,
         cpu: None,
@@ -90,8 +102,7 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "reference",
         summary: "a fused artefact that awqc runs by decoding the weights to f32",
-        pipeline: "canonicalize,dce,profile,awq-scale,awq-clip,quantize{SCHEME},\
-                   fuse-qkv,fuse-gate-up,fuse-norm,fuse-rope,fuse-swiglu,dce",
+        pipeline: concat!(quantize!(), ",", fuse!()),
         format: Format::Artefact,
         group: 128,
         cpu: None,
