@@ -173,8 +173,11 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     }
     verify(&model.module).map_err(|d| Failure::new(Exit::BadInput, d))?;
     refuse_quantized(&model.module)?;
+    // Before work is lost.
+    if request.target.cpu.is_some() {
+        awqc_cpu::check(&model.module)?;
+    }
     if let (Some(sm), None) = (request.target.cuda, &request.pipeline) {
-        // Before work is lost.
         Arch::find(sm)?;
         awqc_cuda::check(&model.module, request.quant).map_err(|e| {
             Failure::from(e).help("another --group may fit, or another target: cpu-native runs every shape")

@@ -17,6 +17,7 @@ mod program;
 mod session;
 
 pub use kernels::Isa;
+pub use lower::check;
 pub use memory::{Pages, Room, prefetch};
 pub use pool::{Member, Pool};
 pub use session::{Activations, Options, Session};

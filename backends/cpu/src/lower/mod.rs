@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use awqc_exec::interp::frequencies::frequencies;
 use awqc_ir::inline::inline_fused;
 use awqc_ir::op::{GeluForm, Op};
-use awqc_ir::{FusedDef, Region, TensorSource, ValueId, WeightId};
+use awqc_ir::{FusedDef, Module, Region, TensorSource, ValueId, WeightId};
 
 use self::place::{Flat, FlatProgram, Var, place};
 use self::weights::{Home, dense, matrix, vector};
@@ -55,6 +55,34 @@ pub(crate) fn lower<'a>(
     let out = stream.iter().map(|e| builder.output(*e)).collect();
     builder.flat.results = stream.iter().filter_map(|e| e.float()).collect();
     Ok((Program { memory: builder.home.memory, ..place(builder.flat) }, out))
+}
+
+/// Why no kernel covers an op in this form, whatever its operands.
+fn uncovered(op: &Op) -> Option<&'static str> {
+    if matches!(op, Op::Softmax(_) | Op::TopK(_) | Op::Dispatch(_) | Op::Combine(_)) {
+        return Some("mixtures of experts have no kernels here: use the reference target");
+    }
+    let sees_later = matches!(op, Op::Sdpa(op) if !op.causal);
+    sees_later.then_some("tokens are taken in pieces here, so attention must be causal")
+}
+
+/// Whether kernels cover a module, as far as can be told before its weights are packed.
+///
+/// # Errors
+/// The first op that none covers.
+pub fn check(module: &Module) -> Result<(), CpuError> {
+    for region in &module.regions {
+        let mut region = region.clone();
+        inline_fused(&mut region, &module.fused)
+            .map_err(|e| CpuError::Unsupported(format!("region {}: {e}", region.name)))?;
+        for (_, node) in region.nodes() {
+            if let Some(why) = uncovered(&node.op) {
+                let op = node.op.mnemonic();
+                return Err(CpuError::Unsupported(format!("region {}: {op}: {why}", region.name)));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What a program is given, or leaves behind.
@@ -112,6 +140,9 @@ impl<'a> Builder<'a> {
             |op: &Op, why: &str| CpuError::Unsupported(format!("region {}: {}: {why}", region.name, op.mnemonic()));
         for (_, node) in region.nodes() {
             let op = &node.op;
+            if let Some(why) = uncovered(op) {
+                return Err(unsupported(op, why));
+            }
             let mut outs = Vec::new();
             for r in &node.results {
                 let width = region.value(*r).ty.channels().and_then(|c| usize::try_from(c).ok());
@@ -148,9 +179,8 @@ impl<'a> Builder<'a> {
                     let step = move |out: &[Place]| Row::Angles { of, fixed, cos: out[0], sin: out[1] };
                     self.flat.steps.push(Flat::Make { out: outs.clone(), step: Box::new(step) });
                 }
-                Op::Softmax(_) | Op::TopK(_) | Op::Dispatch(_) | Op::Combine(_) => {
-                    return Err(unsupported(op, "mixtures of experts have no kernels here: use the reference target"));
-                }
+                // `uncovered` has refused them.
+                Op::Softmax(_) | Op::TopK(_) | Op::Dispatch(_) | Op::Combine(_) => {}
                 Op::Linear(_) => {
                     let weight = *weights.first().ok_or_else(|| unsupported(op, "a weight is missing"))?;
                     let weight = matrix(region, weight, source, &mut self.home)?;
@@ -172,9 +202,6 @@ impl<'a> Builder<'a> {
                     let (heads, interleaved) = (r.heads as usize, r.interleaved);
                     let step = move |at, by: &[Place]| Row::Rope { at, cos: by[0], sin: by[1], heads, interleaved };
                     self.change(need(0)?, vec![need(1)?, need(2)?], out, step);
-                }
-                Op::Sdpa(sdpa) if !sdpa.causal => {
-                    return Err(unsupported(op, "tokens are taken in pieces here, so attention must be causal"));
                 }
                 Op::Sdpa(op) => self.flat.steps.push(Flat::Attend { op, q: need(0)?, k: need(1)?, v: need(2)?, out }),
                 Op::Silu(_) => self.map(need(0)?, out, Map::Silu),

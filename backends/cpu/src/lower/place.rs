@@ -152,9 +152,14 @@ struct Placer<'a> {
 }
 
 impl<'a> Placer<'a> {
+    /// The slot of a value that has been computed, and its first column there.
+    fn slot(&self, var: Var) -> (usize, usize) {
+        self.vars[var].view.expect("steps are in order: what one reads was computed before")
+    }
+
     /// Where a value lies that has been computed.
     fn place(&self, var: Var) -> Place {
-        let (slot, col) = self.vars[var].view.expect("steps are in order: what one reads was computed before");
+        let (slot, col) = self.slot(var);
         let slot = &self.slots[slot];
         Place { base: slot.memory.base, stride: slot.stride, col, width: self.vars[var].width }
     }
@@ -190,9 +195,7 @@ impl<'a> Placer<'a> {
     /// One read of a value is done.
     fn release(&mut self, var: Var) {
         self.vars[var].uses -= 1;
-        if let Some((slot, _)) = self.vars[var].view {
-            self.retire(slot);
-        }
+        self.retire(self.slot(var).0);
     }
 
     /// Frees a slot's memory behind the current stage if none of its views is needed.
@@ -204,14 +207,15 @@ impl<'a> Placer<'a> {
 
     /// Whether nothing but the current read needs the columns of `var` any more.
     fn dies(&self, var: Var) -> bool {
-        let info = &self.vars[var];
-        let (Some((slot, _)), 1, false) = (info.view, info.uses, info.result) else { return false };
+        if self.vars[var].uses > 1 || self.vars[var].result {
+            return false;
+        }
         let columns = |var| {
             let place = self.place(var);
             place.col..place.col + place.width
         };
         let own = columns(var);
-        let others = self.slots[slot].views.iter().filter(|v| **v != var && self.vars[**v].needed());
+        let others = self.slots[self.slot(var).0].views.iter().filter(|v| **v != var && self.vars[**v].needed());
         others.map(|v| columns(*v)).all(|c| c.end <= own.start || own.end <= c.start)
     }
 
@@ -230,9 +234,8 @@ impl<'a> Placer<'a> {
     fn step(&mut self, step: Flat<'a>) {
         match step {
             Flat::Window { from, col, out } => {
-                if let Some((slot, first)) = self.vars[from].view {
-                    self.view(out, slot, first + col);
-                }
+                let (slot, first) = self.slot(from);
+                self.view(out, slot, first + col);
                 self.release(from);
             }
             Flat::Make { out, step } => {
@@ -241,16 +244,14 @@ impl<'a> Placer<'a> {
             }
             Flat::Change { from, with, out, step } => {
                 let by: Vec<Place> = with.iter().map(|w| self.place(*w)).collect();
-                let at = match self.vars[from].view {
-                    Some((slot, col)) if self.dies(from) => {
-                        self.view(out, slot, col);
-                        self.place(from)
-                    }
-                    _ => {
-                        let to = self.allocate(out);
-                        self.rows(Row::Copy { from: self.place(from), to });
-                        to
-                    }
+                let at = if self.dies(from) {
+                    let (slot, col) = self.slot(from);
+                    self.view(out, slot, col);
+                    self.place(from)
+                } else {
+                    let to = self.allocate(out);
+                    self.rows(Row::Copy { from: self.place(from), to });
+                    to
                 };
                 self.rows(step(at, &by));
                 [from].into_iter().chain(with).for_each(|v| self.release(v));
