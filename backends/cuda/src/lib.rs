@@ -10,6 +10,7 @@ pub mod driver;
 pub mod emit;
 mod error;
 pub mod kernels;
+mod library;
 mod lower;
 pub mod nvrtc;
 pub mod plan;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::CudaError;
 use crate::arch::Arch;
 use crate::emit::Source;
+use crate::library::functions;
 
 type Program = *mut c_void;
 type Status = c_int;
@@ -53,29 +54,8 @@ pub struct Resources {
     pub warps_per_multiprocessor: usize,
 }
 
-macro_rules! functions {
-    ($($field:ident = $symbol:literal : fn($($arg:ty),*);)*) => {
-        struct Functions {
-            $($field: unsafe extern "C" fn($($arg),*) -> Status,)*
-            _library: Library,
-        }
-
-        impl Functions {
-            fn find(library: Library) -> Result<Self, CudaError> {
-                Ok(Self {
-                    $($field: {
-                        // SAFETY: the type is that of the documented function of this name.
-                        let found = unsafe { library.get::<unsafe extern "C" fn($($arg),*) -> Status>($symbol.as_bytes()) };
-                        *found.map_err(|_| CudaError::NoNvrtc(format!("the library lacks {}: version 11.2 or later is needed", $symbol)))?
-                    },)*
-                    _library: library,
-                })
-            }
-        }
-    };
-}
-
 functions! {
+    Functions, |symbol| CudaError::NoNvrtc(format!("the library lacks {symbol}: version 11.2 or later is needed"));
     version = "nvrtcVersion": fn(*mut c_int, *mut c_int);
     create = "nvrtcCreateProgram": fn(*mut Program, *const c_char, *const c_char, c_int, *const *const c_char, *const *const c_char);
     destroy = "nvrtcDestroyProgram": fn(*mut Program);

@@ -8,6 +8,7 @@ use std::path::Path;
 use libloading::Library;
 
 use crate::CudaError;
+use crate::library::functions;
 
 /// `CUresult`: 0 is success.
 pub(crate) type Status = c_int;
@@ -21,32 +22,8 @@ pub(crate) const OUT_OF_MEMORY: Status = 2;
 /// `CUDA_ERROR_NO_DEVICE`.
 pub(crate) const NO_DEVICE: Status = 100;
 
-/// Declares the table of functions and its loader.
-macro_rules! functions {
-    ($($field:ident = $symbol:literal : fn($($arg:ty),*);)*) => {
-        /// The driver's functions.
-        pub(crate) struct Api {
-            $(pub(crate) $field: unsafe extern "C" fn($($arg),*) -> Status,)*
-            // The functions are valid as long as the library stays loaded.
-            _library: Library,
-        }
-
-        impl Api {
-            fn find(library: Library) -> Result<Self, CudaError> {
-                Ok(Self {
-                    $($field: {
-                        // SAFETY: the type is that of the documented function of this name.
-                        let found = unsafe { library.get::<unsafe extern "C" fn($($arg),*) -> Status>($symbol.as_bytes()) };
-                        *found.map_err(|_| CudaError::OldDriver(format!("it lacks {}", $symbol)))?
-                    },)*
-                    _library: library,
-                })
-            }
-        }
-    };
-}
-
 functions! {
+    Api, |symbol| CudaError::OldDriver(format!("it lacks {symbol}"));
     init = "cuInit": fn(c_uint);
     device_count = "cuDeviceGetCount": fn(*mut c_int);
     device = "cuDeviceGet": fn(*mut c_int, c_int);

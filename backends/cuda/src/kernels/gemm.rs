@@ -10,7 +10,7 @@ use cubecl::prelude::*;
 
 use super::Call;
 use super::gemv::grid_of;
-use super::tile::{ROWS, Spec, Sums, WARP, flush, left, load_codes, product, right, zero};
+use super::tile::{Operands, ROWS, Spec, Sums, WARP, flush, left, load_codes, product, right, zero};
 use crate::CudaError;
 use crate::arch::Arch;
 use crate::emit::{Args, Source, emit};
@@ -40,14 +40,8 @@ pub fn source(arch: &Arch, shape: &Tiles, bias: bool) -> Result<Source, CudaErro
 }
 
 fn body<N: Size>(args: &mut Args, spec: Spec, has_bias: bool) {
-    let words = args.input::<u32>("weight");
-    let codes = args.input::<Vector<u32, N>>("codes");
-    let x = args.input::<Vector<u32, Const<2>>>("x");
-    let bias = has_bias.then(|| args.input::<f32>("bias"));
-    let y = args.output::<f32>("y");
-    let call = args.input::<u32>("call");
-    let bias = bias.unwrap_or_else(|| y.clone());
-    gemm::expand::<N>(args.scope(), words, codes, x, bias, y, call, spec, has_bias);
+    let o = Operands::<N>::of(args, has_bias);
+    gemm::expand::<N>(args.scope(), o.words, o.codes, o.x, o.bias, o.y, o.call, spec, has_bias);
 }
 
 #[cube]

@@ -9,10 +9,12 @@ use awqc_ir::tiles::Tiles;
 use cubecl::prelude::*;
 
 use super::Call;
-use super::tile::{self, Grid, ROWS, Spec, Sums, WARP, flush, left, load_codes, load_grid, product, right, zero};
+use super::tile::{
+    self, Grid, Operands, ROWS, Spec, Sums, WARP, flush, left, load_codes, load_grid, product, right, zero,
+};
 use crate::CudaError;
 use crate::arch::Arch;
-use crate::emit::{Source, emit};
+use crate::emit::{Args, Source, emit};
 
 /// Tokens of a block.
 pub const TOKENS: u32 = 8;
@@ -45,15 +47,9 @@ pub fn source(arch: &Arch, shape: &Tiles, bias: bool) -> Result<Source, CudaErro
     })
 }
 
-fn body<N: Size>(args: &mut crate::emit::Args, spec: Spec, plan: Plan) {
-    let words = args.input::<u32>("weight");
-    let codes = args.input::<Vector<u32, N>>("codes");
-    let x = args.input::<Vector<u32, Const<2>>>("x");
-    let bias = plan.bias.then(|| args.input::<f32>("bias"));
-    let y = args.output::<f32>("y");
-    let call = args.input::<u32>("call");
-    let bias = bias.unwrap_or_else(|| y.clone());
-    gemv::expand::<N>(args.scope(), words, codes, x, bias, y, call, spec, plan);
+fn body<N: Size>(args: &mut Args, spec: Spec, plan: Plan) {
+    let o = Operands::<N>::of(args, plan.bias);
+    gemv::expand::<N>(args.scope(), o.words, o.codes, o.x, o.bias, o.y, o.call, spec, plan);
 }
 
 #[cube]

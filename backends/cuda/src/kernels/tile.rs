@@ -4,6 +4,8 @@ use awqc_ir::tiles::{LANES, STEP, TILE_COLS, TILE_ROWS, Tiles};
 use cubecl::prelude::*;
 use half::f16;
 
+use crate::emit::Args;
+
 /// Two f16 numbers, or two codes as such.
 pub(crate) type Pair = Vector<f16, Const<2>>;
 /// Two columns of a sum: two tokens.
@@ -30,6 +32,29 @@ pub(crate) struct Spec {
     pub(crate) load: u32,
     /// Steps of the product that share a scale: all four of a tile, two, or one.
     pub(crate) run: u32,
+}
+
+/// The arguments of a packed product, see [`super::gemv::source`].
+pub(crate) struct Operands<N: Size> {
+    pub(crate) words: NativeExpand<Array<u32>>,
+    pub(crate) codes: NativeExpand<Array<Vector<u32, N>>>,
+    pub(crate) x: NativeExpand<Array<Vector<u32, Const<2>>>>,
+    /// `y` in its place if there is none: it is not read then.
+    pub(crate) bias: NativeExpand<Array<f32>>,
+    pub(crate) y: NativeExpand<Array<f32>>,
+    pub(crate) call: NativeExpand<Array<u32>>,
+}
+
+impl<N: Size> Operands<N> {
+    pub(crate) fn of(args: &mut Args, has_bias: bool) -> Self {
+        let words = args.input("weight");
+        let codes = args.input("codes");
+        let x = args.input("x");
+        let bias = has_bias.then(|| args.input("bias"));
+        let y = args.output("y");
+        let call = args.input("call");
+        Self { words, codes, x, bias: bias.unwrap_or_else(|| y.clone()), y, call }
+    }
 }
 
 impl Spec {

@@ -157,42 +157,17 @@ pub fn check(module: &Module, quant: Quant) -> Result<(), CudaError> {
                 return Err(CudaError::Unsupported(format!("region {}: {}: {why}", region.name, node.op.mnemonic())));
             }
             let ty = |at: usize| node.operands.get(at).map(|o| region.operand_type(*o));
-            match &node.op {
-                Op::Linear(_) => {
-                    let shape = ty(1).and_then(|t| t.const_shape());
-                    if let Some(&[rows, cols]) = shape.as_deref() {
-                        covered(&region, quant, rows, cols)?;
-                    }
-                }
-                Op::Sdpa(op) => {
-                    let columns = |at: usize, heads: u64| {
-                        ty(at).and_then(|t| t.channels()).map_or(0, |c| (c / heads.max(1)) as usize)
-                    };
-                    Shape::of(op, columns(0, op.heads), columns(2, op.kv_heads), true, 1)
-                        .map_err(|e| CudaError::Unsupported(format!("region {}: {e}", region.name)))?;
-                }
-                Op::Embedding(_)
-                | Op::RopeTable(_)
-                | Op::Rope(_)
-                | Op::RmsNorm(_)
-                | Op::LayerNorm(_)
-                | Op::Silu(_)
-                | Op::Gelu(_)
-                | Op::Relu(_)
-                | Op::Add(_)
-                | Op::Mul(_)
-                | Op::Scale(_)
-                | Op::Softcap(_)
-                | Op::Sigmoid(_)
-                | Op::Clamp(_)
-                | Op::Softmax(_)
-                | Op::TopK(_)
-                | Op::Dispatch(_)
-                | Op::Combine(_)
-                | Op::Repeat(_)
-                | Op::Split(_)
-                | Op::Concat(_)
-                | Op::Fused(_) => {}
+            if let Op::Linear(_) = &node.op
+                && let Some(&[rows, cols]) = ty(1).and_then(|t| t.const_shape()).as_deref()
+            {
+                covered(&region, quant, rows, cols)?;
+            }
+            if let Op::Sdpa(op) = &node.op {
+                let columns = |at: usize, heads: u64| {
+                    ty(at).and_then(|t| t.channels()).map_or(0, |c| (c / heads.max(1)) as usize)
+                };
+                Shape::of(op, columns(0, op.heads), columns(2, op.kv_heads), true, 1)
+                    .map_err(|e| CudaError::Unsupported(format!("region {}: {e}", region.name)))?;
             }
         }
     }

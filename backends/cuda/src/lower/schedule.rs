@@ -263,7 +263,7 @@ impl Maker<'_, '_> {
         if let Home::Cache(i) = self.program.values[root].home {
             return Rowed { place: Place::Cache(i), offset: 0, pitch, col };
         }
-        let offset = self.memory.offsets[root].unwrap_or(0);
+        let offset = self.memory.offsets[root].expect("a step computes every value, and has memory for it");
         Rowed { place: Place::Arena(offset), offset, pitch, col }
     }
 

@@ -379,40 +379,48 @@ fn expand_to<O: cubecl::prelude::Float>(
             }
         }
         Step::RmsNorm { x, gain, heads, width, eps, .. } => {
-            let (array, from) = rows(&x);
-            let gains = parameter(&gain, &x);
             let spec = norm::Spec {
                 width: width as u32,
                 heads: heads as u32,
-                from,
+                from: rows(&x).1,
                 eps,
+                center: false,
                 gain: gain.is_some(),
                 bias: false,
                 each: false,
             };
-            if heads == 1 {
-                norm::rms_norm::expand(scope, array, gains, to.array, base, spec);
-            } else {
-                norm::head_norm::expand(scope, array, gains, to.array, base, spec, grid);
-            }
+            norm::expand(
+                scope,
+                args[x.arg].f32(),
+                parameter(&gain, &x),
+                parameter(&None, &x),
+                to.array,
+                base,
+                spec,
+                grid,
+            );
         }
         Step::LayerNorm { x, gain, bias, heads, width, each, eps, .. } => {
-            let (array, from) = rows(&x);
-            let (gains, biases) = (parameter(&gain, &x), parameter(&bias, &x));
             let spec = norm::Spec {
                 width: width as u32,
                 heads: heads as u32,
-                from,
+                from: rows(&x).1,
                 eps,
+                center: true,
                 gain: gain.is_some(),
                 bias: bias.is_some(),
                 each,
             };
-            if heads == 1 {
-                norm::layer_norm::expand(scope, array, gains, biases, to.array, base, spec);
-            } else {
-                norm::head_layer_norm::expand(scope, array, gains, biases, to.array, base, spec, grid);
-            }
+            norm::expand(
+                scope,
+                args[x.arg].f32(),
+                parameter(&gain, &x),
+                parameter(&bias, &x),
+                to.array,
+                base,
+                spec,
+                grid,
+            );
         }
         Step::Rope { x, cos, sin, heads, width, pairs, interleaved, .. } => {
             let (array, from) = rows(&x);

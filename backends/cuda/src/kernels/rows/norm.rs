@@ -12,43 +12,36 @@ pub(super) struct Spec {
     pub(super) heads: u32,
     pub(super) from: From,
     pub(super) eps: f32,
+    /// Whether the mean is taken off.
+    pub(super) center: bool,
     pub(super) gain: bool,
     pub(super) bias: bool,
     /// Every head has parameters of its own.
     pub(super) each: bool,
 }
 
-#[cube]
-pub(super) fn rms_norm<O: Float>(
-    x: &Array<f32>,
-    gain: &Array<f32>,
-    out: &mut Array<O>,
-    base: u32,
-    #[comptime] spec: Spec,
+/// The kernel for one head or several.
+#[allow(clippy::too_many_arguments, reason = "those of the kernels")]
+pub(super) fn expand<O: Float>(
+    scope: &mut Scope,
+    x: NativeExpand<Array<f32>>,
+    gain: NativeExpand<Array<f32>>,
+    bias: NativeExpand<Array<f32>>,
+    out: NativeExpand<Array<O>>,
+    base: NativeExpand<u32>,
+    spec: Spec,
+    grid: Grid,
 ) {
-    let row = start(spec.from);
-    let mut squares = 0.0f32;
-    let mut c = UNIT_POS_X;
-    while c < comptime!(spec.width) {
-        let v = x[(row + c) as usize];
-        squares += v * v;
-        c += THREADS;
-    }
-    let mean = block_sum(squares) / comptime!(spec.width as f32);
-    let factor = 1.0f32 / (mean + comptime!(spec.eps)).sqrt();
-    let mut c = UNIT_POS_X;
-    while c < comptime!(spec.width) {
-        let mut v = x[(row + c) as usize] * factor;
-        if comptime!(spec.gain) {
-            v *= gain[c as usize];
-        }
-        out[(base + c) as usize] = O::cast_from(v);
-        c += THREADS;
+    if spec.heads == 1 {
+        row_norm::expand(scope, x, gain, bias, out, base, spec);
+    } else {
+        head_norm::expand(scope, x, gain, bias, out, base, spec, grid);
     }
 }
 
+/// `(x − mean) / sqrt(var + eps) · gain + bias` of a row, by a block; without `center` the mean counts as 0.
 #[cube]
-pub(super) fn layer_norm<O: Float>(
+pub(super) fn row_norm<O: Float>(
     x: &Array<f32>,
     gain: &Array<f32>,
     bias: &Array<f32>,
@@ -57,13 +50,16 @@ pub(super) fn layer_norm<O: Float>(
     #[comptime] spec: Spec,
 ) {
     let row = start(spec.from);
-    let mut sum = 0.0f32;
-    let mut c = UNIT_POS_X;
-    while c < comptime!(spec.width) {
-        sum += x[(row + c) as usize];
-        c += THREADS;
+    let mut mean = 0.0f32;
+    if comptime!(spec.center) {
+        let mut sum = 0.0f32;
+        let mut c = UNIT_POS_X;
+        while c < comptime!(spec.width) {
+            sum += x[(row + c) as usize];
+            c += THREADS;
+        }
+        mean = block_sum(sum) / comptime!(spec.width as f32);
     }
-    let mean = block_sum(sum) / comptime!(spec.width as f32);
     let mut squares = 0.0f32;
     let mut c = UNIT_POS_X;
     while c < comptime!(spec.width) {
@@ -87,44 +83,9 @@ pub(super) fn layer_norm<O: Float>(
     }
 }
 
+/// The same of every head, by a warp each.
 #[cube]
 pub(super) fn head_norm<O: Float>(
-    x: &Array<f32>,
-    gain: &Array<f32>,
-    out: &mut Array<O>,
-    base: u32,
-    #[comptime] spec: Spec,
-    #[comptime] grid: Grid,
-) {
-    let row = start(spec.from);
-    let lane = UNIT_POS_X % WARP;
-    let mut head = first() / WARP;
-    while head < comptime!(spec.heads) {
-        let start = head * comptime!(spec.width);
-        let mut squares = 0.0f32;
-        let mut c = lane;
-        while c < comptime!(spec.width) {
-            let v = x[(row + start + c) as usize];
-            squares += v * v;
-            c += WARP;
-        }
-        let mean = plane_sum(squares) / comptime!(spec.width as f32);
-        let factor = 1.0f32 / (mean + comptime!(spec.eps)).sqrt();
-        let mut c = lane;
-        while c < comptime!(spec.width) {
-            let mut v = x[(row + start + c) as usize] * factor;
-            if comptime!(spec.gain) {
-                v *= gain[c as usize];
-            }
-            out[(base + start + c) as usize] = O::cast_from(v);
-            c += WARP;
-        }
-        head += comptime!(THREADS * grid.blocks / WARP);
-    }
-}
-
-#[cube]
-pub(super) fn head_layer_norm<O: Float>(
     x: &Array<f32>,
     gain: &Array<f32>,
     bias: &Array<f32>,
@@ -138,13 +99,16 @@ pub(super) fn head_layer_norm<O: Float>(
     let mut head = first() / WARP;
     while head < comptime!(spec.heads) {
         let begin = head * comptime!(spec.width);
-        let mut sum = 0.0f32;
-        let mut c = lane;
-        while c < comptime!(spec.width) {
-            sum += x[(row + begin + c) as usize];
-            c += WARP;
+        let mut mean = 0.0f32;
+        if comptime!(spec.center) {
+            let mut sum = 0.0f32;
+            let mut c = lane;
+            while c < comptime!(spec.width) {
+                sum += x[(row + begin + c) as usize];
+                c += WARP;
+            }
+            mean = plane_sum(sum) / comptime!(spec.width as f32);
         }
-        let mean = plane_sum(sum) / comptime!(spec.width as f32);
         let mut squares = 0.0f32;
         let mut c = lane;
         while c < comptime!(spec.width) {
