@@ -1,4 +1,4 @@
-//! Measuring speed: prompts and generation as llama-bench does it, single products, and the memory's own speed.
+//! Measuring speed: prompts and generation as llama-bench does it, and single products.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;

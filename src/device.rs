@@ -97,8 +97,11 @@ pub fn session(model: &Model, context: usize) -> Result<Session, Failure> {
     let mut nvrtc = None;
     let image = |name: &str| -> Result<Vec<u8>, CudaError> {
         for suffix in ["cubin", "ptx"] {
-            if let Ok(bytes) = std::fs::read(folder.join(format!("{name}.{suffix}"))) {
-                return Ok(bytes);
+            let path = folder.join(format!("{name}.{suffix}"));
+            match std::fs::read(&path) {
+                Ok(bytes) => return Ok(bytes),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(CudaError::Artefact(format!("{}: {e}", path.display()))),
             }
         }
         let path = folder.join(format!("{name}.cu"));

@@ -1,4 +1,5 @@
-//! What runs a model: artefacts of a CPU target by the packed kernels, everything else by the reference executor.
+//! What runs a model: packed weights by the CPU's kernels, kernels for a device by the device, everything else by the
+//! reference executor.
 
 use awqc_cpu::{Activations, CpuError, Isa, Options, Pages};
 use awqc_exec::{Host, Logits, Session};
@@ -134,9 +135,7 @@ impl EngineArgs {
             None => Ok(()),
         }
     }
-}
 
-impl EngineArgs {
     /// An error if a device is asked for, and the model has no kernels for one.
     fn refuse_device(&self) -> Result<(), Failure> {
         match self.device {
@@ -157,7 +156,7 @@ pub fn on_device(model: &Model, args: &EngineArgs) -> bool {
 /// # Errors
 /// When there is no device that can run it, or something is asked for that only processors have.
 pub fn device(model: &Model, args: &EngineArgs, context: usize) -> Result<awqc_cuda::Session, Failure> {
-    let given = [("--act", args.act.is_some()), ("--isa", args.isa.is_some())];
+    let given = [("--act", args.act.is_some()), ("--pages", args.pages.is_some()), ("--isa", args.isa.is_some())];
     if let Some((flag, _)) = given.into_iter().find(|(_, given)| *given) {
         return Err(Failure::new(Exit::Usage, format!("{flag} is for models that run on the processor"))
             .help("leave it out, or compile the model for a CPU target: --target cpu-native"));
