@@ -290,6 +290,34 @@ fn a_cpu_artefact_runs_on_packed_weights() {
 }
 
 #[test]
+fn errors_are_compensated_for_every_target() {
+    const GPTQ: &str = "profile,quantize{SCHEME,method=gptq},fuse-qkv,fuse-gate-up,fuse-norm,dce";
+    for name in ["llama", "gpt2"] {
+        let dir = scratch();
+        let (model, ids) = (golden(name), golden(&format!("{name}/expected.safetensors")));
+        let out = |n: &str| path(&dir, n);
+        let make = |n: &str, pipeline: &str, target: &str| {
+            let flags = ["--bits", "3", "--passes", pipeline, "--target", target, "--resume"];
+            let done = awqc(&compile(&model, &ids, &out(n), &flags));
+            assert_eq!(done.code, 0, "{name}: {}", done.err);
+        };
+        let loss = |n: &str, against: &str, more: &[&str]| {
+            let eval = [&["eval", &out(n), "--ids", &ids, "--against", against, "--json", "-q"], more].concat();
+            json(&eval)["kl_divergence"].as_f64().expect("a number")
+        };
+        make("rounded", "quantize{SCHEME}", "reference");
+        make("reference", GPTQ, "reference");
+        let (rounded, compensated) = (loss("rounded", &model, &[]), loss("reference", &model, &[]));
+        assert!(compensated < rounded, "{name}: {compensated}, by rounding {rounded}");
+        // The same codes in the kernels' layouts.
+        make("cpu", &format!("{GPTQ},pack{{layout=r16}}"), "cpu-native");
+        let kl = loss("cpu", &out("reference"), &["--act", "f32"]);
+        assert!(kl < 1e-6, "{name}: {kl}");
+        make("cuda", &format!("{GPTQ},pack{{layout=mma16}}"), "cuda-sm89");
+    }
+}
+
+#[test]
 fn damaged_checkpoints_are_named() {
     let dir = scratch();
     let broken = dir.path().join("broken");

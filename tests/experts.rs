@@ -80,6 +80,33 @@ fn every_expert_is_searched_for_by_itself() {
 }
 
 #[test]
+fn the_errors_of_every_expert_are_compensated_by_its_own_tokens() {
+    let ids = windows(60, 160);
+    for name in ["mixtral", "deepseek_v3"] {
+        let model = model(name);
+        let want = logits(&model, &model.module, &ids);
+        let error = |pipeline: &str, ids: &[Vec<i32>], calibration: &[Vec<i32>]| {
+            let (module, remarks) = compiled(&model, pipeline, calibration);
+            let got = logits(&model, &module, ids);
+            (got.iter().zip(&want).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>(), module, remarks)
+        };
+        let (rounded, ..) = error("quantize{bits=3,group=16}", &ids, &ids);
+        const GPTQ: &str = "profile,quantize{bits=3,group=16,method=gptq},fuse-qkv,fuse-gate-up,dce";
+        let (compensated, module, remarks) = error(GPTQ, &ids, &ids);
+        assert!(compensated < 0.8 * rounded, "{name}: the error went from {rounded} to {compensated}");
+        // Codes of two stacks are joined matrix by matrix, and the errors are compensated for each.
+        let text = awqc::ir::text::print(&module);
+        assert!(text.contains("cat.1($") && text.contains("codes of"), "{text}");
+        let warned = remarks.list.iter().filter(|r| r.kind == RemarkKind::Warning).count();
+        assert_eq!(warned, 0, "{name}");
+        // An expert without tokens is rounded, and named.
+        let (_, _, remarks) = error(GPTQ, &ids, &ids[..2]);
+        let named = |r: &&awqc::passes::Remark| r.kind == RemarkKind::Warning && r.message.contains("experts ");
+        assert!(remarks.list.iter().filter(named).count() > 0, "{name}: {:?}", remarks.list);
+    }
+}
+
+#[test]
 fn experts_that_saw_next_to_nothing_are_rounded_as_they_are() {
     let model = model("mixtral");
     let few = windows(1, 160);

@@ -136,6 +136,7 @@ fn missing(module: &Module, source: &dyn TensorSource) -> Vec<String> {
                 | WeightExpr::Rows { .. }
                 | WeightExpr::Transpose(_)
                 | WeightExpr::Clip { .. }
+                | WeightExpr::Codes { .. }
                 | WeightExpr::Quant(_)
                 | WeightExpr::Pack(_) => continue,
             };

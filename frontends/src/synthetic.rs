@@ -43,6 +43,7 @@ impl Synthetic {
                         | WeightExpr::Rows { .. }
                         | WeightExpr::Transpose(_)
                         | WeightExpr::Clip { .. }
+                        | WeightExpr::Codes { .. }
                         | WeightExpr::Quant(_)
                         | WeightExpr::Pack(_),
                         _,

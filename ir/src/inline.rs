@@ -83,6 +83,7 @@ fn inline_call(region: &mut Region, call: NodeId, fused: &[FusedDef]) -> Result<
         | WeightExpr::Rows { .. }
         | WeightExpr::Transpose(_)
         | WeightExpr::Clip { .. }
+        | WeightExpr::Codes { .. }
         | WeightExpr::Quant(_)
         | WeightExpr::Pack(_) => None,
     };

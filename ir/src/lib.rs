@@ -159,6 +159,7 @@
 //! | `stack(a, b, …)`, `stack(e in 0..8, "experts.{e}.weight")` | equal terms along a new first axis; a term for each number |
 //! | `clip(w, #lo, #hi, g128)` | each group limited to bounds of its own; `row` for whole rows |
 //! | `quant(w)`, `pack(w)` | rounded to codes, and these in the layout of the type |
+//! | `codes(w, #q, #s, #z)` | the codes that a pass chose for `w`, their scales and zero points; `w` itself is not read |
 //!
 //! Factors are `#s`, `tie(#s, WIDTH, TIMES)` (each run of WIDTH entries serves TIMES runs of channels) or
 //! `within(#s, START, TOTAL)` (all channels but these have 1). For a stack of matrices they may be the factors of each
@@ -168,7 +169,7 @@
 //!
 //! A term stands inside the term that uses it if its type follows: the factors, offsets, bounds, roundings and packings
 //! above a term keep its shape, `transpose` turns it; the element type is that of the term above, or the module's
-//! `dtype` below `quant`. Otherwise it has a line of its own. The printer knows when.
+//! `dtype` below `quant` and `codes`. Otherwise it has a line of its own. The printer knows when.
 //!
 //! # Names are comments
 //!

@@ -237,6 +237,7 @@ impl Region {
                 | WeightExpr::Rows { .. }
                 | WeightExpr::Transpose(_)
                 | WeightExpr::Clip { .. }
+                | WeightExpr::Codes { .. }
                 | WeightExpr::Quant(_)
                 | WeightExpr::Pack(_) => continue,
             };
@@ -476,21 +477,7 @@ impl Region {
         let weight = |id: WeightId| weight_map[id.index()].expect("a child of a live weight is live");
         let data = |id: DataId| data_map[id.index()].expect("data of a live weight is live");
         for w in &mut out.weights {
-            w.expr = w.expr.map_children(weight);
-            match &mut w.expr {
-                WeightExpr::Mul { by, .. } | WeightExpr::Div { by, .. } => by.id = data(by.id),
-                WeightExpr::Clip { lo, hi, .. } => (*lo, *hi) = (data(*lo), data(*hi)),
-                WeightExpr::Source(_)
-                | WeightExpr::Packed { .. }
-                | WeightExpr::Param(_)
-                | WeightExpr::Offset { .. }
-                | WeightExpr::Cat { .. }
-                | WeightExpr::Stack(_)
-                | WeightExpr::Rows { .. }
-                | WeightExpr::Transpose(_)
-                | WeightExpr::Quant(_)
-                | WeightExpr::Pack(_) => {}
-            }
+            w.expr = w.expr.map_children(weight).map_data(data);
         }
         let mut value_map = vec![None; self.values.len()];
         for (i, param) in self.params.iter().enumerate() {

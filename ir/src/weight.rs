@@ -54,7 +54,7 @@ pub enum WeightExpr {
         /// The constant.
         by: f64,
     },
-    /// `cat.AXIS(a, b, …)`: concatenation. Along axis 0 quantized terms of one type concatenate too.
+    /// `cat.AXIS(a, b, …)`: concatenation. Along every axis but the last quantized terms of one type concatenate too.
     Cat {
         /// The joined axis.
         axis: usize,
@@ -88,6 +88,18 @@ pub enum WeightExpr {
     },
     /// `quant(w)`: rounded to the nearest code of this weight's own (quantized) type.
     Quant(WeightId),
+    /// `codes(w, #q, #s, #z)`: the codes of this weight's own (quantized) type that a pass chose to stand for `w`, whose
+    /// numbers are not needed any more. The rows of a stack are counted through.
+    Codes {
+        /// The float term that the codes stand for.
+        of: WeightId,
+        /// Stored codes, unsigned, `[rows, cols]`.
+        codes: DataId,
+        /// Steps, `[rows, groups]`.
+        scales: DataId,
+        /// Stored codes of 0, `[rows, groups]`.
+        zeros: DataId,
+    },
     /// `pack(w)`: the quantized term in the layout that this weight's type names.
     Pack(WeightId),
 }
@@ -103,6 +115,7 @@ impl WeightExpr {
             | WeightExpr::Rows { of, .. }
             | WeightExpr::Transpose(of)
             | WeightExpr::Clip { of, .. }
+            | WeightExpr::Codes { of, .. }
             | WeightExpr::Quant(of)
             | WeightExpr::Pack(of) => std::slice::from_ref(of),
             WeightExpr::Cat { parts, .. } | WeightExpr::Stack(parts) => parts,
@@ -121,6 +134,7 @@ impl WeightExpr {
             | WeightExpr::Rows { of, .. }
             | WeightExpr::Transpose(of)
             | WeightExpr::Clip { of, .. }
+            | WeightExpr::Codes { of, .. }
             | WeightExpr::Quant(of)
             | WeightExpr::Pack(of) => *of = f(*of),
             WeightExpr::Cat { parts, .. } | WeightExpr::Stack(parts) => parts.iter_mut().for_each(|p| *p = f(*p)),
@@ -133,6 +147,7 @@ impl WeightExpr {
         match self {
             WeightExpr::Mul { by, .. } | WeightExpr::Div { by, .. } => vec![by.id],
             WeightExpr::Clip { lo, hi, .. } => vec![*lo, *hi],
+            WeightExpr::Codes { codes, scales, zeros, .. } => vec![*codes, *scales, *zeros],
             WeightExpr::Source(_)
             | WeightExpr::Packed { .. }
             | WeightExpr::Param(_)
@@ -144,6 +159,30 @@ impl WeightExpr {
             | WeightExpr::Quant(_)
             | WeightExpr::Pack(_) => Vec::new(),
         }
+    }
+
+    /// The same term with its data entries replaced by what `f` says.
+    #[must_use]
+    pub fn map_data(&self, f: impl Fn(DataId) -> DataId) -> Self {
+        let mut expr = self.clone();
+        match &mut expr {
+            WeightExpr::Mul { by, .. } | WeightExpr::Div { by, .. } => by.id = f(by.id),
+            WeightExpr::Clip { lo, hi, .. } => (*lo, *hi) = (f(*lo), f(*hi)),
+            WeightExpr::Codes { codes, scales, zeros, .. } => {
+                (*codes, *scales, *zeros) = (f(*codes), f(*scales), f(*zeros));
+            }
+            WeightExpr::Source(_)
+            | WeightExpr::Packed { .. }
+            | WeightExpr::Param(_)
+            | WeightExpr::Offset { .. }
+            | WeightExpr::Cat { .. }
+            | WeightExpr::Stack(_)
+            | WeightExpr::Rows { .. }
+            | WeightExpr::Transpose(_)
+            | WeightExpr::Quant(_)
+            | WeightExpr::Pack(_) => {}
+        }
+        expr
     }
 
     /// The shape that the term has, from the types of its children; `None` where the term does not determine it
@@ -216,6 +255,21 @@ impl WeightExpr {
                 }
                 Ok(Some(ty.shape))
             }
+            WeightExpr::Codes { of, codes, scales, zeros } => {
+                let ty = child(*of);
+                float_only(&ty)?;
+                let Some((rows, cols)) = ty.matrix() else {
+                    return Err(format!("only a matrix has codes, this is {ty}"));
+                };
+                if data(*codes) != [rows as u64, cols as u64] {
+                    return Err(format!("the codes of {ty} must be [{rows},{cols}]"));
+                }
+                let (scales, zeros) = (data(*scales), data(*zeros));
+                if scales != zeros || scales.len() != 2 || scales[0] != rows as u64 {
+                    return Err(format!("the scales and zeros of {ty} must be [{rows},groups]"));
+                }
+                Ok(Some(ty.shape))
+            }
         }
     }
 }
@@ -237,8 +291,8 @@ fn cat_shape(axis: usize, parts: &[Type]) -> Result<Option<Vec<Dim>>, String> {
     if axis >= first.rank() {
         return Err(format!("{first} has no axis {axis}"));
     }
-    if first.elem.quant().is_some() && axis != 0 {
-        return Err("quantized weights concatenate along axis 0 only".into());
+    if first.elem.quant().is_some() && axis + 1 == first.rank() {
+        return Err("quantized weights concatenate row by row, not along their groups".into());
     }
     let mut total = first.shape[axis].as_const().ok_or("cat along a symbolic axis")?;
     for part in rest {

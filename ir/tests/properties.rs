@@ -107,7 +107,7 @@ fn matrix(r: &mut Region, d: &mut Dice<'_>, out: u64, input: u64) -> WeightId {
     let quant =
         Quant { bits: d.of(&Quant::BITS), symmetric: d.roll(2) > 0, group: d.of(&[Group::Row, Group::Size(2)]) };
     let ty = |layout| Type { elem: Elem::Quant(quant), layout, shape: vec![out.into(), input.into()] };
-    let kind = d.roll(4);
+    let kind = d.roll(5);
     if kind == 0 {
         let (tensor, name) = (d.of(&NAMES).into(), name(d));
         return r.add_weight(name, WeightExpr::Packed { tensor, layout: Layout::Rows }, ty(Some(Layout::Rows)));
@@ -116,9 +116,18 @@ fn matrix(r: &mut Region, d: &mut Dice<'_>, out: u64, input: u64) -> WeightId {
     if kind == 1 {
         return of;
     }
+    let expr = match kind {
+        2 | 3 => WeightExpr::Quant(of),
+        _ => {
+            let codes = data(r, d, vec![out, input]);
+            let groups = vec![out, quant.group.count(input as usize) as u64];
+            let (scales, zeros) = (data(r, d, groups.clone()), data(r, d, groups));
+            WeightExpr::Codes { of, codes, scales, zeros }
+        }
+    };
     let named = name(d);
-    let w = r.add_weight(named, WeightExpr::Quant(of), ty(None));
-    if kind == 2 {
+    let w = r.add_weight(named, expr, ty(None));
+    if d.roll(2) == 0 {
         return w;
     }
     let named = name(d);

@@ -155,6 +155,7 @@ fn simpler(region: &Region, id: WeightId) -> Option<Simpler> {
             | WeightExpr::Stack(_)
             | WeightExpr::Rows { .. }
             | WeightExpr::Clip { .. }
+            | WeightExpr::Codes { .. }
             | WeightExpr::Quant(_)
             | WeightExpr::Pack(_) => None,
         },
@@ -168,6 +169,7 @@ fn simpler(region: &Region, id: WeightId) -> Option<Simpler> {
         | WeightExpr::Offset { .. }
         | WeightExpr::Stack(_)
         | WeightExpr::Clip { .. }
+        | WeightExpr::Codes { .. }
         | WeightExpr::Quant(_)
         | WeightExpr::Pack(_) => None,
     }
@@ -202,6 +204,7 @@ fn rows(region: &Region, of: WeightId, start: u64, len: u64) -> Option<Simpler> 
         | WeightExpr::Stack(_)
         | WeightExpr::Transpose(_)
         | WeightExpr::Clip { .. }
+        | WeightExpr::Codes { .. }
         | WeightExpr::Quant(_)
         | WeightExpr::Pack(_) => None,
     }
@@ -226,6 +229,7 @@ fn cat(region: &Region, axis: usize, parts: &[WeightId]) -> Option<Simpler> {
             | WeightExpr::Rows { .. }
             | WeightExpr::Transpose(_)
             | WeightExpr::Clip { .. }
+            | WeightExpr::Codes { .. }
             | WeightExpr::Quant(_)
             | WeightExpr::Pack(_) => flat.push(*part),
         }

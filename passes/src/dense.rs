@@ -1,4 +1,4 @@
-//! Dense f32 matrix products over the `gemm` crate. Work is cut into fixed tiles whatever the number of threads, each
+//! Dense matrix products over the `gemm` crate. Work is cut into fixed tiles whatever the number of threads, each
 //! tile is computed by one thread, and sums over tiles run in tile order: the same inputs give the same bits.
 
 use gemm::Parallelism;
@@ -13,11 +13,29 @@ pub const TILE: usize = 96;
 /// of it above and on its diagonal.
 const BLOCK: usize = 128;
 
+/// The numbers that matrices are of.
+pub trait Real: Copy + Send + Sync + 'static {
+    /// 0.
+    const ZERO: Self;
+    /// 1.
+    const ONE: Self;
+}
+
+impl Real for f32 {
+    const ZERO: Self = 0.0;
+    const ONE: Self = 1.0;
+}
+
+impl Real for f64 {
+    const ZERO: Self = 0.0;
+    const ONE: Self = 1.0;
+}
+
 /// A row-major matrix inside a slice: element `(i, j)` is `data[i * stride + j]`.
 #[derive(Clone, Copy, Debug)]
-pub struct View<'a> {
+pub struct View<'a, T = f32> {
     /// The numbers.
-    pub data: &'a [f32],
+    pub data: &'a [T],
     /// Rows.
     pub rows: usize,
     /// Columns.
@@ -26,9 +44,9 @@ pub struct View<'a> {
     pub stride: usize,
 }
 
-impl<'a> View<'a> {
+impl<'a, T: Real> View<'a, T> {
     /// A whole matrix `[rows, cols]`.
-    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+    pub fn new(data: &'a [T], rows: usize, cols: usize) -> Self {
         Self { data, rows, cols, stride: cols }
     }
 
@@ -60,15 +78,15 @@ pub enum Put {
 ///
 /// # Panics
 /// When the shapes do not fit each other or the slices: a fault of the caller, not of data.
-pub fn product(a: View<'_>, b: View<'_>, out: &mut [f32], stride: usize, put: Put) {
+pub fn product<T: Real>(a: View<'_, T>, b: View<'_, T>, out: &mut [T], stride: usize, put: Put) {
     assert!(a.cols == b.rows && a.fits() && b.fits(), "the factors do not fit");
     assert!(extent(a.rows, b.cols, stride) <= out.len(), "the product does not fit its place");
     if a.rows == 0 || b.cols == 0 {
         return;
     }
     let alpha = match put {
-        Put::Replace => 0.0,
-        Put::Add => 1.0,
+        Put::Replace => T::ZERO,
+        Put::Add => T::ONE,
     };
     // SAFETY: the three slices hold every element that the shapes and strides reach, as asserted above, and `out` is
     // borrowed mutably, so it does not overlap the factors.
@@ -88,7 +106,7 @@ pub fn product(a: View<'_>, b: View<'_>, out: &mut [f32], stride: usize, put: Pu
             1,
             b.stride as isize,
             alpha,
-            1.0f32,
+            T::ONE,
             false,
             false,
             false,

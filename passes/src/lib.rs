@@ -15,6 +15,7 @@ pub mod fuse_norm;
 pub mod fuse_qkv;
 pub mod fuse_rope;
 pub mod fuse_swiglu;
+pub mod gptq;
 pub mod instrument;
 pub mod manager;
 pub mod pack;

@@ -1,12 +1,15 @@
 //! `quantize`: rounds the weights of linears to few bits.
 
+mod compensate;
+mod error;
 mod group;
 
-use awqc_ir::{Elem, Quant, Region, Type, WeightExpr, WeightId};
+use std::borrow::Cow;
+
+use awqc_ir::{Elem, Group, Quant, Region, Type, WeightExpr};
 use serde::{Deserialize, Serialize};
 
-use crate::analysis::linears::{label, quantizable};
-use crate::dense;
+use crate::analysis::linears::{LinearUse, label, quantizable, weights};
 use crate::pass::{Changed, Fidelity, Pass, PassCx, PassError};
 use crate::remark::RemarkKind;
 use crate::rtn;
@@ -17,6 +20,8 @@ pub use group::GroupOption;
 #[derive(Clone, Debug)]
 pub struct Quantize {
     quant: Quant,
+    /// How errors are compensated, if they are.
+    compensation: Option<compensate::Plan>,
 }
 
 /// How codes are chosen.
@@ -26,6 +31,8 @@ pub enum Method {
     /// The nearest code.
     #[default]
     Rtn,
+    /// Column by column, the columns that are left making up for what was lost.
+    Gptq,
 }
 
 /// Options of [`Quantize`].
@@ -40,11 +47,30 @@ pub struct QuantizeOptions {
     pub symmetric: bool,
     /// How codes are chosen.
     pub method: Method,
+    /// For `gptq`: what is added to the diagonal of the Gram matrix, as a fraction of its mean; 0.01 if not given.
+    pub damp: Option<f64>,
+    /// For `gptq`: columns that are worked off before the others see their errors; 128 if not given.
+    pub block: Option<u32>,
+    /// For `gptq`: whether columns come by falling energy of their channel; true if not given.
+    #[serde(alias = "act-order")]
+    pub act_order: Option<bool>,
+    /// For `gptq`: whether groups keep the grids of the weight as it was; true if not given.
+    #[serde(alias = "static-groups")]
+    pub static_groups: Option<bool>,
 }
 
 impl Default for QuantizeOptions {
     fn default() -> Self {
-        Self { bits: 4, group: GroupOption::default(), symmetric: false, method: Method::default() }
+        Self {
+            bits: 4,
+            group: GroupOption::default(),
+            symmetric: false,
+            method: Method::default(),
+            damp: None,
+            block: None,
+            act_order: None,
+            static_groups: None,
+        }
     }
 }
 
@@ -59,6 +85,32 @@ impl QuantizeOptions {
         }
         Ok(Quant { bits: self.bits, symmetric: self.symmetric, group: self.group.0 })
     }
+
+    /// How errors are compensated, if they are.
+    fn compensation(&self) -> Result<Option<compensate::Plan>, PassError> {
+        let Self { damp, block, act_order, static_groups, .. } = self;
+        let given = [damp.is_some(), block.is_some(), act_order.is_some(), static_groups.is_some()];
+        let refused = |message: &str| Err(PassError::Refused(message.to_owned()));
+        let plan = compensate::Plan {
+            damp: damp.unwrap_or(0.01),
+            block: block.unwrap_or(128) as usize,
+            act_order: act_order.unwrap_or(true),
+            static_groups: static_groups.unwrap_or(true),
+        };
+        match self.method {
+            Method::Rtn if given.contains(&true) => {
+                refused("damp, block, act_order and static_groups belong to method=gptq")
+            }
+            Method::Rtn => Ok(None),
+            Method::Gptq if !(0.0..=1.0).contains(&plan.damp) => refused("damp is a fraction of 0 to 1"),
+            Method::Gptq if !(1..=4096).contains(&plan.block) => refused("block is not possible: use 1 to 4096"),
+            Method::Gptq if plan.act_order && !plan.static_groups && self.group.0 != Group::Row => refused(
+                "act_order without static_groups mixes the columns of groups, which no format holds: \
+                         use static_groups, or act_order=false",
+            ),
+            Method::Gptq => Ok(Some(plan)),
+        }
+    }
 }
 
 impl Pass for Quantize {
@@ -71,6 +123,8 @@ Rounds the weights of a layer's linears to group-quantized integers.
 # After
 `$w = quant(\"…\") : u4g128[out,in]`. Each run of `group` elements of a row has its own scale (f16) and zero point; the
 range always contains 0, so 0 stays 0.
+With `method=gptq`, `$w = codes(\"…\", #q, #s, #z) : u4g128[out,in]`: the codes, scales and zero points lie in data
+entries.
 # Legal when
 The weight is a float matrix of a layer region and only linears use it. Quantized weights are left alone.
 # Fidelity
@@ -78,9 +132,16 @@ Lossy. With the statistics of `profile` at hand, the report has the relative squ
 tr(ΔW G ΔWᵀ) / tr(W G Wᵀ), with W as it was before clipping.
 # Options
 `bits` (4): 2, 3, 4 or 8. `group` (128): elements that share a scale, `row` for a whole row. `symmetric` (false):
-codes around 0, no zero points. `method` (rtn): the nearest code.
+codes around 0, no zero points. `method` (rtn): the nearest code. `gptq`: columns are rounded one after the other, and
+those that are left make up for what was lost, by the Gram matrix of the input; a row that ends above the loss of its
+nearest codes gets those. With these options: `damp` (0.01), what is added to the diagonal of the Gram matrix as a
+fraction of its mean, raised where the matrix is singular; `block` (128), columns that are worked off before the others
+see their errors; `act_order` (true), columns by falling energy of their channel; `static_groups` (true), grids of the
+weight as it was, or of the clipped weight where there is a clip, whose error is then compensated too. Weights without
+statistics, with fewer than 16 tokens or with numbers that are not finite in them are rounded; channels that are always
+0 get weights of 0.
 # Reference
-AWQ, arXiv 2306.00978, equation 1 (the symmetric case).
+AWQ, arXiv 2306.00978, equation 1 (the symmetric case). GPTQ, arXiv 2210.17323, section 3.3.
 ";
     type Options = QuantizeOptions;
 
@@ -89,9 +150,7 @@ AWQ, arXiv 2306.00978, equation 1 (the symmetric case).
     }
 
     fn new(options: Self::Options) -> Result<Self, PassError> {
-        match options.method {
-            Method::Rtn => Ok(Self { quant: options.quant()? }),
-        }
+        Ok(Self { quant: options.quant()?, compensation: options.compensation()? })
     }
 
     fn scheme(&self) -> Option<Quant> {
@@ -100,67 +159,46 @@ AWQ, arXiv 2306.00978, equation 1 (the symmetric case).
 
     fn run(&self, region: &mut Region, cx: &mut PassCx<'_>) -> Result<Changed, PassError> {
         let linears = quantizable(region);
-        let mut done: Vec<WeightId> = Vec::new();
-        for l in &linears {
-            if done.contains(&l.weight) {
-                continue;
-            }
+        let mut done = 0;
+        let mut last = compensate::Last::default();
+        for weight in weights(&linears) {
             if !cx.budget.allows() {
                 break;
             }
             cx.budget.spend();
-            let error = relative_error(region, l.weight, l.input, self.quant, cx)?;
-            let ty = region.weight(l.weight).ty.clone();
+            let uses: Vec<LinearUse> = linears.iter().filter(|l| l.weight == weight).copied().collect();
+            let codes = match self.compensation {
+                None => None,
+                Some(plan) => compensate::codes(region, weight, &uses, self.quant, plan, &mut last, cx)?,
+            };
+            let chosen = |w: &[f32], rows, cols| match &codes {
+                None => Cow::Owned(rtn::quantize(w, rows, cols, self.quant)),
+                Some(codes) => Cow::Borrowed(codes),
+            };
+            let error = match uses.first() {
+                None => None,
+                Some(first) => error::relative_error(region, weight, first.input, chosen, cx)?,
+            };
+            let ty = region.weight(weight).ty.clone();
             cx.remarks.count("weights", 1.0);
             cx.remarks.count("parameters", ty.const_len().unwrap_or(0) as f64);
             cx.remarks.record(serde_json::json!({
-                "linear": label(region, l.weight),
+                "linear": label(region, weight),
                 "from": ty.to_string(),
                 "to": self.quant.to_string(),
                 "relative_error": error,
             }));
             let quantized = Type::new(Elem::Quant(self.quant), ty.shape);
-            region.wrap_weight(l.weight, quantized, WeightExpr::Quant);
-            done.push(l.weight);
+            match codes {
+                None => region.wrap_weight(weight, quantized, WeightExpr::Quant),
+                Some(codes) => compensate::wrap(region, weight, quantized, codes),
+            }
+            done += 1;
         }
-        if done.is_empty() {
+        if done == 0 {
             return Ok(Changed::No);
         }
-        cx.remarks.push(RemarkKind::Applied, format!("{} weights rounded to {}", done.len(), self.quant));
+        cx.remarks.push(RemarkKind::Applied, format!("{done} weights rounded to {}", self.quant));
         Ok(Changed::Yes)
     }
-}
-
-/// The squared error of a linear's output relative to the output, over the calibration tokens; `None` without them.
-fn relative_error(
-    region: &Region,
-    weight: WeightId,
-    input: awqc_ir::ValueId,
-    quant: Quant,
-    cx: &PassCx<'_>,
-) -> Result<Option<f64>, PassError> {
-    let Some(stats) = cx.facts.inputs.get(&input).filter(|sets| sets.iter().any(|s| s.tokens > 0)) else {
-        return Ok(None);
-    };
-    let rounded = cx.exec.realize(region, weight)?;
-    let (rows, cols) = (rounded.rows(), rounded.cols());
-    if stats.iter().any(|s| s.gram.len() != cols * cols) {
-        return Ok(None);
-    }
-    // What a clip cut off belongs to the error.
-    let mut unclipped = weight;
-    while let WeightExpr::Clip { of, .. } = &region.weight(unclipped).expr {
-        unclipped = *of;
-    }
-    let original = if unclipped == weight { None } else { Some(cx.exec.realize(region, unclipped)?) };
-    let original = original.as_ref().map_or(&rounded.data, |t| &t.data);
-    let mut error = rtn::quantize(&rounded.data, rows, cols, quant).decode();
-    error.iter_mut().zip(original).for_each(|(e, w)| *e -= w);
-    // Of a stack, each matrix meets the statistics of its expert.
-    let part = (original.len() / stats.len().max(1)).max(1);
-    let energy = |numbers: &[f32]| -> f64 {
-        numbers.chunks(part).zip(stats).map(|(w, s)| dense::energy(w, cols, &s.gram)).sum()
-    };
-    let (output, lost) = (energy(original), energy(&error));
-    Ok((output > 0.0).then(|| lost / output))
 }

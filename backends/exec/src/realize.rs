@@ -3,7 +3,7 @@
 //! Arithmetic is f32. A float weight is rounded once, to its own element type; a float term below `quant` is not
 //! rounded at all, so that quantization sees what the passes computed.
 
-use awqc_ir::{DataId, DataRef, Elem, Group, Quant, Region, Stored, TensorSource, Type, WeightExpr, WeightId};
+use awqc_ir::{DataId, DataRef, Dim, Elem, Group, Quant, Region, Stored, TensorSource, Type, WeightExpr, WeightId};
 use awqc_passes::rtn::{self, Codes};
 use awqc_passes::{ExecError, Tensor};
 use rayon::prelude::*;
@@ -137,6 +137,7 @@ impl Cx<'_> {
                 }
                 Realized::Quant(quantize(&data, rows, cols, quant))
             }
+            WeightExpr::Codes { codes, scales, zeros, .. } => self.codes(id, *codes, *scales, *zeros)?,
             WeightExpr::Pack(of) => self.term(*of)?,
         };
         let fits = match &out {
@@ -269,30 +270,27 @@ impl Cx<'_> {
     }
 
     fn cat(&self, id: WeightId, axis: usize, parts: &[WeightId]) -> Result<Realized, ExecError> {
-        let parts = parts.iter().map(|p| self.term(*p)).collect::<Result<Vec<_>, _>>()?;
+        let terms = parts.iter().map(|p| self.term(*p)).collect::<Result<Vec<_>, _>>()?;
         let mut floats = Vec::new();
-        let mut codes: Option<Codes> = None;
-        for part in parts {
-            match part {
+        let mut codes = Vec::new();
+        for term in terms {
+            match term {
                 Realized::Float { shape, data } => floats.push((shape, data)),
-                Realized::Quant(part) => match &mut codes {
-                    None => codes = Some(part),
-                    Some(all) if all.cols == part.cols && all.quant == part.quant && axis == 0 => {
-                        all.rows += part.rows;
-                        all.codes.extend(part.codes);
-                        all.scales.extend(part.scales);
-                        all.zeros.extend(part.zeros);
-                    }
-                    Some(_) => {
-                        return Err(self.error(id, "quantized parts must agree in type and concatenate along axis 0"));
-                    }
-                },
+                Realized::Quant(part) => codes.push(part),
             }
         }
-        match (codes, floats.is_empty()) {
-            (Some(codes), true) => Ok(Realized::Quant(codes)),
-            (None, false) => cat_floats(axis, &floats).ok_or_else(|| self.error(id, "the parts do not fit together")),
-            (Some(_), false) | (None, true) => Err(self.error(id, "cat needs parts of one kind")),
+        match (codes.is_empty(), floats.is_empty()) {
+            (false, true) => {
+                // In a stack, matrix joins matrix.
+                let shape = parts.first().map_or(&[][..], |p| &self.region.weight(*p).ty.shape);
+                let outer = shape.iter().take(axis).filter_map(Dim::as_const).product();
+                let joined = if axis + 1 == shape.len() { None } else { cat_codes(self.size(id, outer)?, &codes) };
+                joined
+                    .map(Realized::Quant)
+                    .ok_or_else(|| self.error(id, "quantized parts must agree in type and concatenate row by row"))
+            }
+            (true, false) => cat_floats(axis, &floats).ok_or_else(|| self.error(id, "the parts do not fit together")),
+            (false, false) | (true, true) => Err(self.error(id, "cat needs parts of one kind")),
         }
     }
 
@@ -307,6 +305,40 @@ impl Cx<'_> {
             }
             codes @ Realized::Quant(_) => Ok(codes),
         }
+    }
+
+    /// The codes that a pass chose. What they stand for is not read.
+    fn codes(&self, id: WeightId, codes: DataId, scales: DataId, zeros: DataId) -> Result<Realized, ExecError> {
+        let (quant, rows, cols) = self.matrix(id, &self.region.weight(id).ty)?;
+        let wrong = |data: DataId, found: String| {
+            let entry = self.region.data(data);
+            self.error(id, format!("#{} ({}) {found}: compile the model again", entry.name, entry.label))
+        };
+        let sized = |data: DataId, want: usize| {
+            let values = self.data(id, data)?;
+            let found = values.len();
+            if found == want { Ok(values) } else { Err(wrong(data, format!("has {found} numbers, {want} are needed"))) }
+        };
+        let stored = |data: DataId, want: usize, lo: u8, hi: u8| {
+            let fits = |v: &f32| v.fract() == 0.0 && (f32::from(lo)..=f32::from(hi)).contains(v);
+            let values = sized(data, want)?;
+            match values.iter().position(|v| !fits(v)) {
+                None => Ok(values.iter().map(|v| *v as u8).collect::<Vec<u8>>()),
+                Some(at) => {
+                    Err(wrong(data, format!("holds {} at {at}, {quant} has whole numbers of {lo} to {hi}", values[at])))
+                }
+            }
+        };
+        let groups = quant.group.count(cols);
+        let steps = sized(scales, rows * groups)?;
+        if let Some(at) = steps.iter().position(|v| !(*v >= 0.0 && rtn::round_f16(*v) == *v)) {
+            return Err(wrong(scales, format!("holds {} at {at}, a scale is an f16 and not negative", steps[at])));
+        }
+        let largest = ((1u16 << quant.bits) - 1) as u8;
+        let half = 1 << (quant.bits - 1);
+        let (lo, hi) = if quant.symmetric { (half, half) } else { (0, largest) };
+        let (codes, zeros) = (stored(codes, rows * cols, 0, largest)?, stored(zeros, rows * groups, lo, hi)?);
+        Ok(Realized::Quant(Codes { quant, rows, cols, codes, scales: steps.to_vec(), zeros }))
     }
 
     fn clip(&self, id: WeightId, of: WeightId, lo: DataId, hi: DataId, group: Group) -> Result<Realized, ExecError> {
@@ -389,6 +421,27 @@ fn transpose(data: &[f32], rows: usize, cols: usize) -> Vec<f32> {
         }
     }
     out
+}
+
+/// The rows of `parts`, run by run: `outer` runs of each.
+fn cat_codes(outer: usize, parts: &[Codes]) -> Option<Codes> {
+    let first = parts.first()?;
+    let (quant, cols) = (first.quant, first.cols);
+    if parts.iter().any(|p| p.cols != cols || p.quant != quant || !p.rows.is_multiple_of(outer.max(1))) {
+        return None;
+    }
+    let mut out = Codes { quant, rows: 0, cols, codes: Vec::new(), scales: Vec::new(), zeros: Vec::new() };
+    let groups = out.groups();
+    for o in 0..outer {
+        for part in parts {
+            let run = part.rows / outer;
+            out.rows += run;
+            out.codes.extend_from_slice(part.codes.get(o * run * cols..(o + 1) * run * cols)?);
+            out.scales.extend_from_slice(part.scales.get(o * run * groups..(o + 1) * run * groups)?);
+            out.zeros.extend_from_slice(part.zeros.get(o * run * groups..(o + 1) * run * groups)?);
+        }
+    }
+    Some(out)
 }
 
 fn cat_floats(axis: usize, parts: &[(Vec<usize>, Vec<f32>)]) -> Option<Realized> {

@@ -181,6 +181,7 @@ fn plain(region: &Region, id: WeightId) -> Option<(String, Elem)> {
         | WeightExpr::Rows { .. }
         | WeightExpr::Transpose(_)
         | WeightExpr::Clip { .. }
+        | WeightExpr::Codes { .. }
         | WeightExpr::Quant(_)
         | WeightExpr::Pack(_) => None,
     }

@@ -395,6 +395,7 @@ fn follows_type(region: &Region, expr: &WeightExpr, ty: &Type, elem: Option<Elem
         | WeightExpr::Rows { .. }
         | WeightExpr::Transpose(_)
         | WeightExpr::Clip { .. }
+        | WeightExpr::Codes { .. }
         | WeightExpr::Quant(_) => None,
     };
     let fits = match (inferred, shape) {
@@ -487,6 +488,10 @@ impl Names {
                 format!("clip({}, #{}, #{}, {group})", child(of), named(&self.data, lo), named(&self.data, hi))
             }
             WeightExpr::Quant(of) => format!("quant({})", child(of)),
+            WeightExpr::Codes { of, codes, scales, zeros } => {
+                let [q, s, z] = [codes, scales, zeros].map(|d| named(&self.data, d));
+                format!("codes({}, #{q}, #{s}, #{z})", child(of))
+            }
             WeightExpr::Pack(of) => format!("pack({})", child(of)),
         }
     }

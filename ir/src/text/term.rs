@@ -32,7 +32,7 @@ pub(crate) fn below(expr: &WeightExpr, elem: Option<Elem>, shape: Option<&[Dim]>
         | WeightExpr::Offset { .. }
         | WeightExpr::Clip { .. }
         | WeightExpr::Pack(_) => Hint { elem, shape: kept },
-        WeightExpr::Quant(_) => Hint { elem: Some(dtype), shape: kept },
+        WeightExpr::Quant(_) | WeightExpr::Codes { .. } => Hint { elem: Some(dtype), shape: kept },
         WeightExpr::Transpose(_) => Hint { elem, shape: kept.map(|s| s.into_iter().rev().collect()) },
         WeightExpr::Cat { .. } | WeightExpr::Rows { .. } => Hint { elem, shape: None },
         WeightExpr::Stack(_) => Hint { elem, shape: kept.map(|s| s.into_iter().skip(1).collect()) },
@@ -60,6 +60,7 @@ enum Kind<'t> {
     Transpose(Box<Term<'t>>),
     Clip { of: Box<Term<'t>>, lo: (&'t str, Span), hi: (&'t str, Span), group: Group },
     Quant(Box<Term<'t>>),
+    Codes { of: Box<Term<'t>>, codes: (&'t str, Span), scales: (&'t str, Span), zeros: (&'t str, Span) },
     Pack(Box<Term<'t>>),
     Choice(Expr<'t>, Box<[Term<'t>; 2]>),
 }
@@ -167,7 +168,7 @@ impl<'t> Term<'t> {
                 c.expect("(")?;
                 Kind::Packed { layout, tensor: c.string("the stem of a tensor's name")?.0 }
             }
-            "offset" | "rows" | "transpose" | "clip" | "quant" | "pack" => {
+            "offset" | "rows" | "transpose" | "clip" | "codes" | "quant" | "pack" => {
                 c.expect("(")?;
                 let of = one(c)?;
                 match word {
@@ -193,13 +194,20 @@ impl<'t> Term<'t> {
                             .map_err(|_| Fail::syntax(at, "a group is g128, g64, … or row"))?;
                         Kind::Clip { of, lo, hi, group: group.group }
                     }
+                    "codes" => {
+                        let mut entry = || {
+                            c.expect(",")?;
+                            data(c)
+                        };
+                        Kind::Codes { of, codes: entry()?, scales: entry()?, zeros: entry()? }
+                    }
                     "transpose" => Kind::Transpose(of),
                     "quant" => Kind::Quant(of),
                     _ => Kind::Pack(of),
                 }
             }
             other => {
-                let known = "mul, div, offset, cat, stack, rows, transpose, clip, quant, pack, packed";
+                let known = "mul, div, offset, cat, stack, rows, transpose, clip, quant, codes, pack, packed";
                 return Err(Fail::syntax(span, format!("`{}` is not a weight expression", shorten(other)))
                     .note(format!("known: {known}")));
             }
@@ -337,6 +345,10 @@ impl Terms<'_, '_> {
                 (WeightExpr::Clip { of: dummy, lo: self.data(*lo)?, hi: self.data(*hi)?, group: *group }, vec![of])
             }
             Kind::Quant(of) => (WeightExpr::Quant(dummy), vec![of]),
+            Kind::Codes { of, codes, scales, zeros } => {
+                let (codes, scales, zeros) = (self.data(*codes)?, self.data(*scales)?, self.data(*zeros)?);
+                (WeightExpr::Codes { of: dummy, codes, scales, zeros }, vec![of])
+            }
             Kind::Pack(of) => (WeightExpr::Pack(dummy), vec![of]),
         };
         let hint = below(&shell, want.elem, want.shape.as_deref(), self.dtype);
@@ -379,7 +391,7 @@ impl Terms<'_, '_> {
             .infer_shape(|w| region.weight(w).ty.clone(), |d| region.data(d).shape.clone())
             .map_err(|m| Fail::ty(span, m))?;
         let elem = want.elem.or_else(|| match expr {
-            WeightExpr::Quant(_) => None,
+            WeightExpr::Quant(_) | WeightExpr::Codes { .. } => None,
             WeightExpr::Source(_)
             | WeightExpr::Packed { .. }
             | WeightExpr::Param(_)
@@ -420,6 +432,7 @@ impl Terms<'_, '_> {
             | WeightExpr::Rows { .. }
             | WeightExpr::Transpose(_)
             | WeightExpr::Clip { .. }
+            | WeightExpr::Codes { .. }
             | WeightExpr::Quant(_)
             | WeightExpr::Pack(_) => want.layout,
         };

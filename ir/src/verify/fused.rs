@@ -57,6 +57,7 @@ pub(super) fn parameters(cx: &mut Checker<'_>) {
             | WeightExpr::Rows { .. }
             | WeightExpr::Transpose(_)
             | WeightExpr::Clip { .. }
+            | WeightExpr::Codes { .. }
             | WeightExpr::Quant(_)
             | WeightExpr::Pack(_) => None,
         };

@@ -67,6 +67,7 @@ fn folded(cx: &mut Checker<'_>) {
             | WeightExpr::Stack(_)
             | WeightExpr::Rows { .. }
             | WeightExpr::Transpose(_)
+            | WeightExpr::Codes { .. }
             | WeightExpr::Quant(_)
             | WeightExpr::Pack(_) => false,
         };

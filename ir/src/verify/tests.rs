@@ -218,6 +218,20 @@ fn v09_weight_shapes() {
         m.regions[1].set_weight(w, WeightExpr::Transpose(of), Type::new(Elem::F16, [4.into(), 6.into()]));
     });
     assert_eq!(differs, ["V09"]);
+    let few = codes(|m| {
+        let w = weight(m, "d");
+        chosen(m, w, [5, 3]);
+    });
+    assert_eq!(few, ["V09"]);
+}
+
+/// Gives a matrix of 4 rows and 6 columns codes with this many columns of codes and of scales.
+fn chosen(m: &mut Module, w: WeightId, cols: [u64; 2]) {
+    let r = &mut m.regions[1];
+    let mut entry = |cols| r.add_data(Data { name: "a".into(), label: "".into(), shape: vec![4, cols], values: None });
+    let [codes, scales, zeros] = [cols[0], cols[1], cols[1]].map(&mut entry);
+    let ty = Type::new(Elem::Quant("u4g2".parse().unwrap()), [4.into(), 6.into()]);
+    r.wrap_weight(w, ty, |of| WeightExpr::Codes { of, codes, scales, zeros });
 }
 
 #[test]
@@ -241,6 +255,12 @@ fn v10_weight_elements() {
         m.regions[1].wrap_weight(w, ty, WeightExpr::Pack);
     });
     assert_eq!(narrow, ["V10"]);
+    let ungrouped = codes(|m| {
+        // Groups of two in rows of six need three scales.
+        let w = weight(m, "d");
+        chosen(m, w, [6, 2]);
+    });
+    assert_eq!(ungrouped, ["V10"]);
     let infinite = codes(|m| {
         let w = weight(m, "d");
         let ty = Type::new(Elem::F16, [4.into(), 6.into()]);

@@ -58,6 +58,7 @@ pub(super) fn elements(cx: &mut Checker<'_>) {
             WeightExpr::Offset { by, .. } if !by.is_finite() => Some(format!("the offset is {by}")),
             WeightExpr::Offset { .. } => float(ty),
             WeightExpr::Quant(_) => quantized(ty, None),
+            WeightExpr::Codes { scales, .. } => quantized(ty, None).or_else(|| groups(ty, &region.data(*scales).shape)),
             WeightExpr::Packed { layout, .. } => quantized(ty, Some(*layout)),
             WeightExpr::Pack(of) => match ty.layout {
                 None => Some(format!("pack gives a layout, {ty} has none")),
@@ -97,6 +98,14 @@ fn quantized(ty: &Type, layout: Option<Layout>) -> Option<String> {
         }
         Some(Layout::AwqGemm | Layout::Rows | Layout::R16 | Layout::Simd16) | None => None,
     }
+}
+
+/// Codes have scales for each group of the type.
+fn groups(ty: &Type, scales: &[u64]) -> Option<String> {
+    let (quant, (_, cols)) = (ty.elem.quant()?, ty.matrix()?);
+    let want = quant.group.count(cols) as u64;
+    let found = scales.last().copied();
+    (found != Some(want)).then(|| format!("{ty} has {want} groups a row, the codes have {}", found.unwrap_or(0)))
 }
 
 /// Terms that move rows about: floats may change their type, quantized rows stay what they are. The result lies in no

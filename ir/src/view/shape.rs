@@ -89,6 +89,9 @@ fn term(region: &Region, id: WeightId, keys: &BTreeMap<WeightId, u64>) -> String
         WeightExpr::Transpose(of) => format!("transpose {}", child(of)),
         WeightExpr::Clip { of, lo, hi, group } => format!("clip {} {} {} {group:?}", child(of), data(lo), data(hi)),
         WeightExpr::Quant(of) => format!("quant {}", child(of)),
+        WeightExpr::Codes { of, codes, scales, zeros } => {
+            format!("codes {} {} {} {}", child(of), data(codes), data(scales), data(zeros))
+        }
         WeightExpr::Pack(of) => format!("pack {}", child(of)),
     };
     format!("({expr} : {})", weight.ty)

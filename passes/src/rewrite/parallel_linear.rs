@@ -2,7 +2,7 @@
 //! is split. Each output channel is computed from the same numbers as before.
 //!
 //! Rows are quantized independently of each other, so `cat.0(quant(a), quant(b))` is `quant(cat.0(a, b))`; scales and
-//! clip bounds stay below the concatenation.
+//! clip bounds stay below the concatenation. Codes that a pass chose are joined as they are.
 
 use awqc_ir::op::{Linear, Split};
 use awqc_ir::{Name, NodeId, Op, Operand, Region, ValueId, WeightExpr, WeightId};
@@ -127,6 +127,7 @@ fn cat(region: &mut Region, parts: &[WeightId], name: &str) -> Result<(WeightId,
         | WeightExpr::Rows { .. }
         | WeightExpr::Transpose(_)
         | WeightExpr::Clip { .. }
+        | WeightExpr::Codes { .. }
         | WeightExpr::Pack(_) => None,
     };
     let inner: Option<Vec<WeightId>> = parts.iter().map(quantized).collect();

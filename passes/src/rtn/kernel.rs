@@ -9,9 +9,9 @@ use super::Grid;
 
 /// Makes `name(args)` run `body(args)` compiled for AVX-512, AVX2 or the baseline, whichever the machine has.
 macro_rules! versions {
-    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? = $body:path;)*) => {$(
+    ($($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? = $body:path;)*) => {$(
         $(#[$doc])*
-        pub fn $name($($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name($($arg: $ty),*) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
@@ -40,26 +40,28 @@ macro_rules! versions {
     )*};
 }
 
+pub(crate) use versions;
+
 versions! {
     /// Smallest and largest number of a slice; `(∞, −∞)` for none.
-    fn range(w: &[f32]) -> (f32, f32) = range_body;
+    pub fn range(w: &[f32]) -> (f32, f32) = range_body;
 
     /// The stored codes of one group.
-    fn codes(w: &[f32], grid: Grid, out: &mut [u8]) = codes_body;
+    pub fn codes(w: &[f32], grid: Grid, out: &mut [u8]) = codes_body;
 
     /// For one row, what rounding does to it when its columns are scaled: `out = Q(w · s) / s − w`. `inverse` is `1/s`.
-    fn scaled_error(w: &[f32], s: &[f32], inverse: &[f32], quant: Quant, out: &mut [f32]) = scaled_error_body;
+    pub fn scaled_error(w: &[f32], s: &[f32], inverse: &[f32], quant: Quant, out: &mut [f32]) = scaled_error_body;
 
     /// For one group and several bounds: `out = Q(clip(w)) − w`, `[bounds, group]`. Bounds are `(lo, hi)` with
     /// `lo <= 0 <= hi`, inside the group's range or at its ends.
-    fn clipped_errors(w: &[f32], bounds: &[(f32, f32)], quant: Quant, out: &mut [f32]) = clipped_errors_body;
+    pub fn clipped_errors(w: &[f32], bounds: &[(f32, f32)], quant: Quant, out: &mut [f32]) = clipped_errors_body;
 
     /// For each row `d` of `delta`, with the row `y` of `image` that belongs to it: `out = Σ d (y + 2 linear)`, in f32.
     /// There are as many rows as `out` is long; an empty `linear` counts as 0.
-    fn forms(delta: &[f32], image: &[f32], linear: &[f32], out: &mut [f32]) = forms_body;
+    pub fn forms(delta: &[f32], image: &[f32], linear: &[f32], out: &mut [f32]) = forms_body;
 
     /// `Σ a b`, products and sum in f64.
-    fn dot(a: &[f32], b: &[f32]) -> f64 = dot_body;
+    pub fn dot(a: &[f32], b: &[f32]) -> f64 = dot_body;
 }
 
 const LANES: usize = 16;

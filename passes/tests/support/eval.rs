@@ -78,6 +78,14 @@ impl<'a> Run<'a> {
                 let decoded = rtn::quantize(&float, shape[0], shape[1], quant).decode();
                 decoded.into_iter().map(f64::from).collect()
             }
+            WeightExpr::Codes { codes, scales, zeros, .. } => {
+                let Elem::Quant(quant) = w.ty.elem else { panic!("codes of a float type") };
+                let data = |d| self.region.data(d).values.clone().unwrap();
+                let (codes, scales, zeros, cols) = (data(*codes), data(*scales), data(*zeros), shape[1]);
+                let at = |i: usize| i / cols * quant.group.count(cols) + i % cols / quant.group.len(cols);
+                let decode = |(i, q): (usize, &f32)| f64::from(q - zeros[at(i)]) * f64::from(scales[at(i)]);
+                codes.iter().enumerate().map(decode).collect()
+            }
             other => panic!("the tests do not use {other:?}"),
         };
         (shape, data)

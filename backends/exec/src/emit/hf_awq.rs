@@ -105,6 +105,7 @@ impl HfAwq {
             | WeightExpr::Rows { .. }
             | WeightExpr::Transpose(_)
             | WeightExpr::Clip { .. }
+            | WeightExpr::Codes { .. }
             | WeightExpr::Quant(_)
             | WeightExpr::Pack(_) => Change::Some,
         };
@@ -217,6 +218,7 @@ fn source_names(region: &Region, id: WeightId) -> Result<Vec<String>, EmitError>
             | WeightExpr::Div { .. }
             | WeightExpr::Stack(_)
             | WeightExpr::Clip { .. }
+            | WeightExpr::Codes { .. }
             | WeightExpr::Quant(_)
             | WeightExpr::Pack(_) => {}
         }

@@ -130,6 +130,53 @@ fn quantized_terms_join_and_slice_by_rows() {
 }
 
 #[test]
+fn chosen_codes_are_taken_as_they_are() {
+    // What they stand for is not in the checkpoint.
+    let lines = r#"  #q = data "codes of nowhere" : f32[2,4]
+  #s = data "scales of nowhere" : f32[2,2]
+  #z = data "zero points of nowhere" : f32[2,2]
+  $q = codes("nowhere", #q, #s, #z) : u3g3[2,4]
+  $a = quant("a") : u3g3[2,4]
+  $c = cat.0($a, $q) : u3g3[4,4]
+  $p = pack($q) : u3g3@rows[2,4]"#;
+    let mut r = region(lines);
+    let (q, s, z) = ([0.0, 7.0, 3.0, 2.0, 1.0, 0.0, 5.0, 4.0], [0.5, 2.0, 0.0, 0.25], [3.0, 1.0, 0.0, 7.0]);
+    let fill = |r: &mut Region| {
+        set(r, 0, &q);
+        set(r, 1, &s);
+        set(r, 2, &z);
+    };
+    fill(&mut r);
+    let decoded = |r: &Region, name: &str| realize(r, weight(r, name), &source()).unwrap().into_tensor().data;
+    let want = [-1.5, 2.0, 0.0, 2.0, 0.0, 0.0, 0.0, -0.75];
+    assert_eq!(decoded(&r, "q"), want);
+    assert_eq!(decoded(&r, "p"), want);
+    assert_eq!(decoded(&r, "c"), [decoded(&r, "a"), want.to_vec()].concat());
+    let mut broken = |entry: usize, values: &[f32], message: &str| {
+        fill(&mut r);
+        set(&mut r, entry, values);
+        let found = error(&r, "q");
+        assert!(found.contains(message), "{found}");
+    };
+    broken(
+        0,
+        &[8.0; 8],
+        "#q (codes of nowhere) holds 8 at 0, u3g3 has whole numbers of 0 to 7: compile the model again",
+    );
+    broken(0, &[0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "holds 0.5 at 1");
+    broken(0, &[f32::NAN; 8], "holds NaN at 0");
+    broken(1, &[1.0, 1.0, 1.0, -1.0], "#s (scales of nowhere) holds -1 at 3");
+    broken(1, &[1.0, 1.0, 1.0, 0.1], "holds 0.1 at 3, a scale is an f16");
+    broken(1, &[1.0, f32::INFINITY, 1.0, 1.0], "holds inf at 1");
+    broken(2, &[1.0, 2.0, 3.0, -1.0], "#z (zero points of nowhere) holds -1 at 3");
+    broken(2, &[1.0; 3], "#z has 3 numbers");
+    // Symmetric codes have one zero point.
+    let mut r = region(&lines.replace("u3g3", "i3g3"));
+    fill(&mut r);
+    assert!(error(&r, "q").contains("i3g3 has whole numbers of 4 to 4"), "{}", error(&r, "q"));
+}
+
+#[test]
 fn packed_tensors_are_read_in_both_layouts() {
     let mut random = Random(5);
     let quant = Quant { bits: 4, symmetric: false, group: Group::Size(4) };

@@ -63,6 +63,7 @@ fn collect(region: &Region, w: WeightId, rows: Rows, out: &mut Vec<(Name, Rows)>
         | WeightExpr::Div { of, .. }
         | WeightExpr::Offset { of, .. }
         | WeightExpr::Clip { of, .. }
+        | WeightExpr::Codes { of, .. }
         | WeightExpr::Quant(of)
         | WeightExpr::Pack(of) => collect(region, *of, rows, out),
         WeightExpr::Transpose(of) => collect(region, *of, None, out),
