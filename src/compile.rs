@@ -7,7 +7,7 @@ use awqc_cuda::arch::Arch;
 use awqc_exec::emit::{self, EmitCx, EmitError, Emitter, Existing, HfAwq, Reference, Staging};
 use awqc_exec::{Control, HostExecutor};
 use awqc_frontends::Kind;
-use awqc_ir::{Group, Op, Operand, Quant, Region, verify::verify};
+use awqc_ir::{Group, Module, Op, Operand, Quant, Region, verify::verify};
 use awqc_passes::manager::{Manager, ManagerError, ManagerErrorKind, ModuleCx, shared_tensors};
 use awqc_passes::pipeline::Pipeline;
 use awqc_passes::profile::Profile;
@@ -26,6 +26,7 @@ use crate::resume::{Work, fingerprint};
 use crate::rss;
 use crate::statistics::{Folder, Statistics};
 use crate::target::{Format, Target, fill};
+use crate::tuning::Tuning;
 use crate::watch::Watch;
 
 /// The configuration as Hugging Face tools name it.
@@ -157,7 +158,12 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     let start = Instant::now();
     let own = request.pipeline.as_deref().unwrap_or(request.target.pipeline);
     let pipeline = fill(own, request.quant, request.head_bits);
+    // All of it, so that mistakes are found before work is done.
     let mut manager = request.watch.manager(request.registry, &pipeline, request.interrupt)?;
+    let tuning = Tuning::of(&pipeline)?;
+    if let Some(tuning) = &tuning {
+        manager = request.watch.manager(request.registry, &tuning.before, request.interrupt)?;
+    }
     let staging = Staging::create(&request.out, request.existing).map_err(emit_failure)?;
     let model = Model::open(request.model)?;
     if model.kind == Kind::Text {
@@ -240,6 +246,11 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     let mut tally = Tally::default();
     let shared = shared_tensors(&module.regions);
     let count = module.regions.len();
+    let float = tuning.is_some().then(|| module.clone());
+    let mut emit = |region: &Region, module: &Module, first: bool| {
+        tally.add(region, &shared, first);
+        emitter.region(region, &EmitCx { source: source.as_ref(), fused: &module.fused }).map_err(emit_failure)
+    };
     let mut progress = Progress::new("compile", count as u64, request.quiet);
     for (i, mut region) in std::mem::take(&mut module.regions).into_iter().enumerate() {
         request.interrupt.check()?;
@@ -255,29 +266,36 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
             region = kept;
         } else {
             let before = remarks.clone();
-            let mut cx = ModuleCx {
-                fused: &mut module.fused,
-                dims: &module.dims,
-                dtype: module.dtype,
-                shared: &shared,
-                last: i + 1 == count,
-            };
             let mut run = |exec: &mut dyn Executor| {
-                manager.run_region(&mut cx, &mut region, exec, &mut remarks, &mut |e| request.watch.show(e))
+                run_region(request, &mut manager, &mut module, &shared, i + 1 == count, &mut region, exec, &mut remarks)
             };
-            let done = match &mut statistics {
+            match &mut statistics {
                 Some(folder) => folder.with(&mut exec, run),
                 None => run(&mut exec),
-            };
-            done.map_err(|e| pass_failure(&e))?;
+            }?;
             if let Some(work) = &work {
                 work.save(i, &module, &region, &before, &remarks)?;
             }
         }
-        tally.add(&region, &shared, i == 0);
-        emitter.region(&region, &EmitCx { source: source.as_ref(), fused: &module.fused }).map_err(emit_failure)?;
+        if tuning.is_none() {
+            emit(&region, &module, i == 0)?;
+        }
         module.regions.push(region);
         progress.step(&name);
+    }
+    let mut managers = vec![manager];
+    if let (Some(tuning), Some(float)) = (&tuning, &float) {
+        progress.finish();
+        tuning.run(request, &mut module, float, source.as_ref(), &windows, &mut remarks)?;
+        let mut manager = request.watch.manager(request.registry, &tuning.after, request.interrupt)?;
+        for (i, mut region) in std::mem::take(&mut module.regions).into_iter().enumerate() {
+            request.interrupt.check()?;
+            let last = i + 1 == count;
+            run_region(request, &mut manager, &mut module, &shared, last, &mut region, &mut exec, &mut remarks)?;
+            emit(&region, &module, i == 0)?;
+            module.regions.push(region);
+        }
+        managers.push(manager);
     }
     progress.finish();
     request.interrupt.check()?;
@@ -302,8 +320,25 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
         work.done();
     }
     let artefact = request.out.clone();
-    let passes = summaries(&manager, &remarks);
+    let passes = managers.iter().flat_map(|m| summaries(m, &remarks)).collect();
     Ok(Outcome { artefact, seconds: start.elapsed().as_secs_f64(), peak_rss_bytes: rss::peak(), passes, report })
+}
+
+/// Runs a pipeline on one region of a module.
+#[expect(clippy::too_many_arguments, reason = "what the loops over regions share")]
+fn run_region(
+    request: &Request<'_>,
+    manager: &mut Manager,
+    module: &mut Module,
+    shared: &std::collections::BTreeSet<String>,
+    last: bool,
+    region: &mut Region,
+    exec: &mut dyn Executor,
+    remarks: &mut Remarks,
+) -> Result<(), Failure> {
+    let mut cx = ModuleCx { fused: &mut module.fused, dims: &module.dims, dtype: module.dtype, shared, last };
+    let done = manager.run_region(&mut cx, region, exec, remarks, &mut |e| request.watch.show(e));
+    done.map(drop).map_err(|e| pass_failure(&e))
 }
 
 /// Whether a pipeline measures activations. (What cannot be read as a pipeline does not; the manager says why.)

@@ -34,6 +34,7 @@ pub mod standard;
 pub mod statistics;
 pub mod target;
 pub mod tokens;
+mod tuning;
 pub mod watch;
 
 pub use cli::main;

@@ -11,6 +11,7 @@ pub fn registry() -> Registry {
         .with::<awqc_passes::awq_scale::AwqScale>()
         .with::<awqc_passes::awq_clip::AwqClip>()
         .with::<awqc_passes::quantize::Quantize>()
+        .with::<awqc_passes::tune::Tune>()
         .with::<awqc_passes::quantize_head::QuantizeHead>()
         .with::<awqc_passes::fuse_qkv::FuseQkv>()
         .with::<awqc_passes::fuse_gate_up::FuseGateUp>()

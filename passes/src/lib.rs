@@ -28,6 +28,7 @@ pub mod registry;
 pub mod remark;
 pub mod rewrite;
 pub mod rtn;
+pub mod tune;
 
 pub use exec::{ExecError, Executor, Tensor};
 pub use facts::{Facts, InputStats};

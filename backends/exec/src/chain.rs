@@ -86,6 +86,11 @@ pub fn rowwise(region: &Region, fused: &[FusedDef]) -> bool {
     })
 }
 
+/// The axis of a value that counts positions.
+pub(crate) fn axis(region: &Region, value: ValueId, sequence: &Name) -> Option<usize> {
+    region.value(value).ty.shape.iter().position(|d| *d == Dim::Sym(sequence.clone()))
+}
+
 /// Positions `start..start+len` of a region's inputs.
 pub(crate) fn positions<B: Backend>(
     region: &Region,
@@ -95,7 +100,7 @@ pub(crate) fn positions<B: Backend>(
     len: usize,
 ) -> Vec<Val<B>> {
     let cut = |(id, val): (ValueId, &Val<B>)| {
-        let axis = region.value(id).ty.shape.iter().position(|d| *d == Dim::Sym(sequence.clone()));
+        let axis = axis(region, id, sequence);
         match (axis, val) {
             // Regions hand over no rows of experts.
             (None, val) | (Some(_), val @ Val::Routed(_)) => val.clone(),

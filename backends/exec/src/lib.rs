@@ -15,6 +15,7 @@ pub mod realize;
 pub mod session;
 pub mod stream;
 mod synthetic;
+pub mod tune;
 
 pub use chain::rowwise;
 pub use control::{Control, Progress};

@@ -110,6 +110,16 @@ impl Ready<'_> {
         pieces
     }
 
+    /// The pieces of one window.
+    pub(crate) fn pieces_of(&self, window: usize) -> Vec<Piece> {
+        self.pieces().into_iter().filter(|p| p.window == window).collect()
+    }
+
+    /// The dimension along which the head is cut into pieces, if it is.
+    pub(crate) fn sequence(&self) -> Option<&Name> {
+        self.sequence.as_ref()
+    }
+
     /// The logits of a piece, `[rows, vocab]`.
     ///
     /// # Errors

@@ -23,7 +23,8 @@ pub use attention::HostCache;
 pub use matmul::product_with_transposed;
 pub use view::floats;
 pub(crate) use view::take;
-use view::{shape_of, tensor};
+pub(crate) use view::{tensor};
+use view::shape_of;
 
 use crate::interp::ExecBackend;
 use crate::interp::ops::embedding;

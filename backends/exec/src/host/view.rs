@@ -36,7 +36,7 @@ pub(crate) fn take(t: NdArrayTensor) -> Vec<f32> {
 }
 
 /// A tensor over `data`, which is not copied.
-pub(super) fn tensor(data: Vec<f32>, shape: Vec<usize>) -> NdArrayTensor {
+pub(crate) fn tensor(data: Vec<f32>, shape: Vec<usize>) -> NdArrayTensor {
     NdArrayTensor::from_data(TensorData::new(data, Shape::from(shape)))
 }
 

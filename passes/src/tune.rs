@@ -1,0 +1,80 @@
+//! `tune`: moves scales and gains so that a whole model predicts what it did before quantization.
+//!
+//! The one pass that sees more than a region. Here are its name, options and documentation; a driver splits the pipeline
+//! at it ([`crate::pipeline::Pipeline::split`]), brings every region as far, and has the executor tune the module.
+
+use awqc_ir::Region;
+use serde::{Deserialize, Serialize};
+
+use crate::pass::{Changed, Fidelity, Pass, PassCx, PassError};
+
+/// See the documentation of the pass.
+#[derive(Clone, Debug)]
+pub struct Tune {
+    /// What the pipeline says.
+    pub options: TuneOptions,
+}
+
+/// Options of [`Tune`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct TuneOptions {
+    /// Steps of the optimiser.
+    pub steps: usize,
+    /// Calibration windows in a step.
+    pub batch: usize,
+    /// Largest relative change of a number in the first steps.
+    pub rate: f32,
+    /// Windows that are only measured on.
+    pub held_out: usize,
+}
+
+impl Default for TuneOptions {
+    fn default() -> Self {
+        Self { steps: 64, batch: 2, rate: 1e-3, held_out: 4 }
+    }
+}
+
+impl Pass for Tune {
+    const NAME: &'static str = "tune";
+    const DOC: &'static str = "\
+Moves the scales of quantized weights and the gains of norms so that the model predicts what it did before: by gradient
+descent on the divergence of its predictions from those of the float model, over the calibration windows. Codes stay.
+
+# Before
+`$w = quant(\"…\")` or `$w = codes(\"…\", #q, #s, #z)`, `$ln = \"…\"`.
+# After
+`$w = codes(\"…\", #q, #s, #z)` with other scales, `$ln = mul.0(\"…\", #t)`.
+# Legal when
+Every region has come as far: the pipeline is split here, so it works in `awqc compile` only, once in a pipeline, and
+before passes that fuse ops or pack weights.
+# Fidelity
+Lossy, towards the original. Windows that are not trained on decide: if the divergence on them does not fall, nothing is
+moved.
+# Options
+`steps` (64) of Adam, `batch` (2) calibration windows in each, `rate` (0.001): the largest relative change in a step, which
+falls to 0 as a cosine. `held-out` (4): calibration windows that are measured on only.
+# Reference
+EfficientQAT, arXiv 2407.11062, section 3.3 (training of scales, end to end); Adam, arXiv 1412.6980.
+";
+    type Options = TuneOptions;
+
+    fn fidelity() -> Fidelity {
+        Fidelity::Lossy
+    }
+
+    fn new(options: Self::Options) -> Result<Self, PassError> {
+        let refuse = |what: String| Err(PassError::Refused(what));
+        if options.batch == 0 {
+            return refuse("batch=0 is not possible: use 1 or more".into());
+        }
+        if !(options.rate > 0.0 && options.rate < 1.0) {
+            return refuse(format!("rate={} is not possible: use a number between 0 and 1", options.rate));
+        }
+        Ok(Self { options })
+    }
+
+    fn run(&self, _: &mut Region, _: &mut PassCx<'_>) -> Result<Changed, PassError> {
+        Err(PassError::Refused("`tune` needs the whole model: use it in `awqc compile --passes`".into()))
+    }
+}

@@ -1,0 +1,79 @@
+//! The part of a compile that takes the whole model at once: the pipeline is split at `tune`.
+
+use awqc_exec::{Control, tune};
+use awqc_ir::{Module, TensorSource, verify::verify};
+use awqc_passes::pipeline::Pipeline;
+use awqc_passes::tune::{Tune, TuneOptions};
+use awqc_passes::{Pass, RemarkKind, Remarks};
+use serde_json::{Value as Json, json};
+
+use crate::compile::Request;
+use crate::failure::{Exit, Failure};
+use crate::progress::Progress;
+
+/// A pipeline that tunes.
+pub(crate) struct Tuning {
+    options: TuneOptions,
+    /// What every region goes through first.
+    pub(crate) before: String,
+    /// What follows.
+    pub(crate) after: String,
+}
+
+impl Tuning {
+    /// The parts of `pipeline`, if it has a `tune`.
+    ///
+    /// # Errors
+    /// When it has two.
+    pub(crate) fn of(pipeline: &str) -> Result<Option<Self>, Failure> {
+        let usage = |e: &dyn std::fmt::Display| Failure::new(Exit::Usage, e);
+        let pipeline: Pipeline = pipeline.parse().map_err(|e| usage(&e))?;
+        let Some((before, step, after)) = pipeline.split(Tune::NAME) else { return Ok(None) };
+        if after.steps.iter().any(|s| s.name == Tune::NAME) {
+            return Err(Failure::new(Exit::Usage, "a pipeline can tune once only"));
+        }
+        let options = serde_json::from_value(Json::Object(step.options)).map_err(|e| usage(&e))?;
+        Ok(Some(Self { options, before: before.to_string(), after: after.to_string() }))
+    }
+
+    /// Tunes `module`, which was `float` before the pipeline began.
+    ///
+    /// # Errors
+    /// When there is no calibration text, a tensor cannot be read, or the user interrupts.
+    pub(crate) fn run(
+        &self,
+        request: &Request<'_>,
+        module: &mut Module,
+        float: &Module,
+        source: &dyn TensorSource,
+        windows: &[Vec<i32>],
+        remarks: &mut Remarks,
+    ) -> Result<(), Failure> {
+        if windows.is_empty() {
+            return Err(Failure::new(Exit::Usage, "tuning needs calibration text, not saved statistics alone")
+                .help("leave out --profile"));
+        }
+        let TuneOptions { steps, batch, rate, held_out } = self.options;
+        let options = tune::Options { steps, batch, rate, held_out };
+        let float = verify(float).map_err(|d| Failure::new(Exit::BadInput, d))?;
+        let control = Control::new().with_interrupt(request.interrupt.flag());
+        let mut progress = Progress::new("tune", steps as u64, request.quiet);
+        let tuned = tune::tune(module, float, source, windows, &options, &control, &mut |_, loss| {
+            progress.step(&format!("divergence {loss:.4}"));
+        })?;
+        progress.finish();
+        remarks.enter(Tune::NAME, "the model");
+        remarks.record(json!({
+            "divergence": tuned.steps,
+            "held_out_before": tuned.before,
+            "held_out_after": tuned.after,
+            "kept": tuned.kept,
+        }));
+        let line = format!("divergence on held-out windows {:.5} before, {:.5} after", tuned.before, tuned.after);
+        match tuned.kept {
+            true => remarks.push(RemarkKind::Applied, line),
+            false => remarks.push(RemarkKind::Warning, format!("{line}: nothing is moved")),
+        }
+        Ok(())
+    }
+}
