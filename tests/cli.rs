@@ -302,7 +302,8 @@ fn errors_are_compensated_for_every_target() {
             assert_eq!(done.code, 0, "{name}: {}", done.err);
         };
         let loss = |n: &str, against: &str, more: &[&str]| {
-            let eval = [&["eval", &out(n), "--ids", &ids, "--against", against, "--json", "-q"], more].concat();
+            let dir = out(n);
+            let eval = [&["eval", &dir, "--ids", &ids, "--against", against, "--json", "-q"], more].concat();
             json(&eval)["kl_divergence"].as_f64().expect("a number")
         };
         make("rounded", "quantize{SCHEME}", "reference");
