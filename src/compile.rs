@@ -25,7 +25,7 @@ use crate::progress::{Progress, say};
 use crate::resume::{Work, fingerprint};
 use crate::rss;
 use crate::statistics::{Folder, Statistics};
-use crate::target::{Format, Target, fill};
+use crate::target::{Format, Method, Target, fill};
 use crate::watch::Watch;
 
 /// The configuration as Hugging Face tools name it.
@@ -41,6 +41,8 @@ pub struct Request<'a> {
     pub target: &'static Target,
     /// The quantization of linear weights.
     pub quant: Quant,
+    /// How codes are chosen.
+    pub method: Method,
     /// Bits of the output head, for targets that round it: 8 or 16.
     pub head_bits: u8,
     /// In place of the target's own pipeline.
@@ -156,7 +158,7 @@ impl Tally {
 pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     let start = Instant::now();
     let own = request.pipeline.as_deref().unwrap_or(request.target.pipeline);
-    let pipeline = fill(own, request.quant, request.head_bits);
+    let pipeline = fill(own, request.method, request.quant, request.head_bits);
     let mut manager = request.watch.manager(request.registry, &pipeline, request.interrupt)?;
     let staging = Staging::create(&request.out, request.existing).map_err(emit_failure)?;
     let model = Model::open(request.model)?;
@@ -276,6 +278,8 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
         }
         tally.add(&region, &shared, i == 0);
         emitter.region(&region, &EmitCx { source: source.as_ref(), fused: &module.fused }).map_err(emit_failure)?;
+        // What is written needs its numbers no more; codes have as many as weights.
+        region.data_ids().for_each(|id| region.set_data_values(id, None));
         module.regions.push(region);
         progress.step(&name);
     }
