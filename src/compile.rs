@@ -25,7 +25,7 @@ use crate::progress::{Progress, say};
 use crate::resume::{Work, fingerprint};
 use crate::rss;
 use crate::statistics::{Folder, Statistics};
-use crate::target::{Format, Target, fill};
+use crate::target::{Format, Method, Target, fill};
 use crate::tuning::Tuning;
 use crate::watch::Watch;
 
@@ -42,6 +42,8 @@ pub struct Request<'a> {
     pub target: &'static Target,
     /// The quantization of linear weights.
     pub quant: Quant,
+    /// How codes are chosen.
+    pub method: Method,
     /// Bits of the output head, for targets that round it: 8 or 16.
     pub head_bits: u8,
     /// In place of the target's own pipeline.
@@ -157,7 +159,7 @@ impl Tally {
 pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     let start = Instant::now();
     let own = request.pipeline.as_deref().unwrap_or(request.target.pipeline);
-    let pipeline = fill(own, request.quant, request.head_bits);
+    let pipeline = fill(own, request.method, request.quant, request.head_bits);
     // All of it, so that mistakes are found before work is done.
     let mut manager = request.watch.manager(request.registry, &pipeline, request.interrupt)?;
     let tuning = Tuning::of(&pipeline)?;
@@ -247,9 +249,12 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     let shared = shared_tensors(&module.regions);
     let count = module.regions.len();
     let float = tuning.is_some().then(|| module.clone());
-    let mut emit = |region: &Region, module: &Module, first: bool| {
+    let mut emit = |region: &mut Region, module: &Module, first: bool| {
         tally.add(region, &shared, first);
-        emitter.region(region, &EmitCx { source: source.as_ref(), fused: &module.fused }).map_err(emit_failure)
+        emitter.region(region, &EmitCx { source: source.as_ref(), fused: &module.fused }).map_err(emit_failure)?;
+        // What is written needs its numbers no more; codes have as many as weights.
+        region.data_ids().for_each(|id| region.set_data_values(id, None));
+        Ok::<_, Failure>(())
     };
     let mut progress = Progress::new("compile", count as u64, request.quiet);
     for (i, mut region) in std::mem::take(&mut module.regions).into_iter().enumerate() {
@@ -278,7 +283,7 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
             }
         }
         if tuning.is_none() {
-            emit(&region, &module, i == 0)?;
+            emit(&mut region, &module, i == 0)?;
         }
         module.regions.push(region);
         progress.step(&name);
@@ -292,7 +297,7 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
             request.interrupt.check()?;
             let last = i + 1 == count;
             run_region(request, &mut manager, &mut module, &shared, last, &mut region, &mut exec, &mut remarks)?;
-            emit(&region, &module, i == 0)?;
+            emit(&mut region, &module, i == 0)?;
             module.regions.push(region);
         }
         managers.push(manager);

@@ -5,6 +5,39 @@ use awqc_ir::{Group, Quant};
 
 use crate::failure::{Exit, Failure};
 
+/// How codes are chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Method {
+    /// The nearest codes, without calibration
+    Rtn,
+    /// Scales and clip bounds by activations, then the nearest codes
+    #[default]
+    Awq,
+    /// Codes one after the other, each making up for the errors so far
+    Gptq,
+    /// Scales and clip bounds by activations, then codes one after the other
+    AwqGptq,
+}
+
+impl Method {
+    /// The passes before `quantize`, with a comma behind each.
+    fn search(self) -> &'static str {
+        match self {
+            Method::Rtn => "",
+            Method::Gptq => "profile,",
+            Method::Awq | Method::AwqGptq => "profile,awq-scale,awq-clip,",
+        }
+    }
+
+    /// What it adds to the options of `quantize`.
+    fn options(self) -> &'static str {
+        match self {
+            Method::Rtn | Method::Awq => "",
+            Method::Gptq | Method::AwqGptq => ",method=gptq",
+        }
+    }
+}
+
 /// What the emitter writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -28,8 +61,8 @@ pub struct Target {
     pub name: &'static str,
     /// One line for people.
     pub summary: &'static str,
-    /// The passes that it runs by default; `SCHEME` stands for the options of `quantize`,
-    /// `HEAD,` for the pass that rounds the output head.
+    /// The passes that it runs by default; `SEARCH,` stands for the passes before `quantize` that the method needs,
+    /// `SCHEME` for the options of `quantize`, `HEAD,` for the pass that rounds the output head.
     pub pipeline: &'static str,
     /// What is written.
     pub format: Format,
@@ -44,7 +77,7 @@ pub struct Target {
 /// The passes that choose the codes.
 macro_rules! quantize {
     () => {
-        "canonicalize,dce,profile,awq-scale,awq-clip,quantize{SCHEME}"
+        "canonicalize,dce,SEARCH,quantize{SCHEME}"
     };
 }
 
@@ -111,7 +144,7 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "hf-awq",
         summary: "a Hugging Face folder in AutoAWQ's GEMM layout, for transformers, vLLM and SGLang",
-        pipeline: "profile,awq-scale,awq-clip,quantize{SCHEME}",
+        pipeline: "SEARCH,quantize{SCHEME}",
         format: Format::HfAwq,
         group: 128,
         cpu: None,
@@ -132,19 +165,25 @@ impl Target {
         })
     }
 
+    /// The passes that it runs by default, for people: `SCHEME` and `HEAD` stay as they are.
+    pub fn listed(&self) -> String {
+        self.pipeline.replace("SEARCH,", Method::default().search())
+    }
+
     /// The default pipeline for a quantization; a head of 16 bits stays as it is.
-    pub fn pipeline(&self, quant: Quant, head_bits: u8) -> String {
-        fill(self.pipeline, quant, head_bits)
+    pub fn pipeline(&self, method: Method, quant: Quant, head_bits: u8) -> String {
+        fill(self.pipeline, method, quant, head_bits)
     }
 }
 
-/// A pipeline with `SCHEME` and `HEAD,` replaced, see [`Target::pipeline`].
-pub fn fill(pipeline: &str, quant: Quant, head_bits: u8) -> String {
+/// A pipeline with `SEARCH,`, `SCHEME` and `HEAD,` replaced, see [`Target::pipeline`].
+pub fn fill(pipeline: &str, method: Method, quant: Quant, head_bits: u8) -> String {
     let group = match quant.group {
         Group::Size(g) => g.to_string(),
         Group::Row => "row".to_owned(),
     };
     let symmetric = if quant.symmetric { ",symmetric" } else { "" };
     let head = if head_bits < 16 { format!("quantize-head{{bits={head_bits},group={group}}},") } else { String::new() };
-    pipeline.replace("HEAD,", &head).replace("SCHEME", &format!("bits={},group={group}{symmetric}", quant.bits))
+    let scheme = format!("bits={},group={group}{symmetric}{}", quant.bits, method.options());
+    pipeline.replace("SEARCH,", method.search()).replace("HEAD,", &head).replace("SCHEME", &scheme)
 }

@@ -302,7 +302,8 @@ fn errors_are_compensated_for_every_target() {
             assert_eq!(done.code, 0, "{name}: {}", done.err);
         };
         let loss = |n: &str, against: &str, more: &[&str]| {
-            let eval = [&["eval", &out(n), "--ids", &ids, "--against", against, "--json", "-q"], more].concat();
+            let dir = out(n);
+            let eval = [&["eval", &dir, "--ids", &ids, "--against", against, "--json", "-q"], more].concat();
             json(&eval)["kl_divergence"].as_f64().expect("a number")
         };
         make("rounded", "quantize{SCHEME}", "reference");
@@ -315,6 +316,26 @@ fn errors_are_compensated_for_every_target() {
         assert!(kl < 1e-6, "{name}: {kl}");
         make("cuda", &format!("{GPTQ},pack{{layout=mma16}}"), "cuda-sm89");
     }
+    // Each method is a pipeline of the target's own.
+    let dir = scratch();
+    let (model, ids) = (golden("llama"), golden("llama/expected.safetensors"));
+    let pipeline = |method: &str| {
+        let out = path(&dir, method);
+        json(&compile(&model, &ids, &out, &["--method", method, "--json"]))["pipeline"].to_string()
+    };
+    let expected = [
+        ("rtn", [false, false, false]),
+        ("awq", [true, true, false]),
+        ("gptq", [true, false, true]),
+        ("awq-gptq", [true, true, true]),
+    ];
+    for (method, expected) in expected {
+        let pipeline = pipeline(method);
+        let found = ["profile", "awq-scale,awq-clip,", "method=gptq"].map(|part| pipeline.contains(part));
+        assert_eq!(found, expected, "{method}: {pipeline}");
+    }
+    let done = awqc(&compile(&model, &ids, &path(&dir, "x"), &["--method", "gptq", "--passes", "quantize"]));
+    assert_eq!(done.code, 2, "{}", done.err);
 }
 
 #[test]

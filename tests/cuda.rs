@@ -18,7 +18,7 @@ use awqc::ir::{Group, Op, Quant};
 use awqc::model::Model;
 use awqc::standard::registry;
 use awqc::statistics::Statistics;
-use awqc::target::Target;
+use awqc::target::{Method, Target};
 use awqc::watch::Watch;
 
 use crate::emulator::Emulator;
@@ -42,6 +42,7 @@ fn artefact(folder: &Path, out: PathBuf, pipeline: &str, quant: Quant) -> Option
         model: folder,
         target: Target::find("cuda-sm89").expect("a target"),
         quant,
+        method: Method::default(),
         head_bits: 16,
         pipeline: Some(pipeline.into()),
         calibration: Calibration::Builtin,

@@ -93,7 +93,7 @@ fn the_errors_of_every_expert_are_compensated_by_its_own_tokens() {
         let (rounded, ..) = error("quantize{bits=3,group=16}", &ids, &ids);
         const GPTQ: &str = "profile,quantize{bits=3,group=16,method=gptq},fuse-qkv,fuse-gate-up,dce";
         let (compensated, module, remarks) = error(GPTQ, &ids, &ids);
-        assert!(compensated < 0.8 * rounded, "{name}: the error went from {rounded} to {compensated}");
+        assert!(compensated < 0.9 * rounded, "{name}: the error went from {rounded} to {compensated}");
         // Codes of two stacks are joined matrix by matrix, and the errors are compensated for each.
         let text = awqc::ir::text::print(&module);
         assert!(text.contains("cat.1($") && text.contains("codes of"), "{text}");

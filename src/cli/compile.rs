@@ -11,7 +11,7 @@ use crate::compile::{Outcome, Request, compile};
 use crate::failure::{Exit, Failure};
 use crate::progress::{print, say};
 use crate::statistics::Statistics;
-use crate::target::Target;
+use crate::target::{Method, Target};
 use crate::watch::Watch;
 
 /// Compile a model for a target.
@@ -31,6 +31,9 @@ pub(super) struct Args {
     /// Keep finished layers in a work folder beside the output, and go on from there if an earlier run was killed.
     #[arg(long)]
     resume: bool,
+    /// How codes are chosen.
+    #[arg(long, value_enum, default_value_t, conflicts_with = "passes")]
+    method: Method,
     /// Bits per weight: 2, 3, 4 or 8; 4 if not given.
     #[arg(long)]
     bits: Option<u8>,
@@ -107,6 +110,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
         model: &args.model,
         target,
         quant,
+        method: args.method,
         head_bits: args.head_bits,
         pipeline: args.passes.clone(),
         calibration: plan.calibration,

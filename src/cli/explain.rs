@@ -14,7 +14,7 @@ use crate::compile::{profiles, windows};
 use crate::failure::{Exit, Failure};
 use crate::model::Model;
 use crate::progress::print;
-use crate::target::Target;
+use crate::target::{Method, Target};
 use crate::watch::Watch;
 
 /// Say what a pass does to a model, and why it does not do more.
@@ -93,7 +93,7 @@ fn before(context: &Context, args: &Args) -> Result<String, Failure> {
     let target = Target::find(&args.target)?;
     let scheme = awqc_ir::Quant { bits: 4, symmetric: false, group: awqc_ir::Group::Size(target.group) };
     let mut pipeline: Pipeline = target
-        .pipeline(scheme, 8)
+        .pipeline(Method::default(), scheme, 8)
         .parse()
         .map_err(|e| Failure::new(Exit::Failed, format!("the target's pipeline: {e}")))?;
     let at = pipeline.steps.iter().position(|s| s.name == info.name).unwrap_or(pipeline.steps.len());

@@ -121,8 +121,9 @@ fn factor_small(a: &mut [f64], n: usize, diagonal: &[f64]) -> Result<(), Indefin
             row[j] = (row[j] - sum) / other[j];
         }
         let pivot = row[i] - row[..i].iter().map(|v| v * v).sum::<f64>();
-        // Written so that NaN is refused too.
-        if !(pivot > NOISE * diagonal[i]) {
+        // False for NaN too.
+        let sound = pivot > NOISE * diagonal[i];
+        if !sound {
             return Err(Indefinite);
         }
         row[i] = pivot.sqrt();
