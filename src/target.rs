@@ -10,6 +10,8 @@ use crate::failure::{Exit, Failure};
 pub enum Method {
     /// The nearest codes, without calibration
     Rtn,
+    /// The search of the AWQ paper as its authors published it
+    Paper,
     /// Scales and clip bounds by activations, then the nearest codes
     #[default]
     Awq,
@@ -17,6 +19,30 @@ pub enum Method {
     Gptq,
     /// Scales and clip bounds by activations, then codes one after the other
     AwqGptq,
+    /// The same, then all scales tuned by what the model predicts
+    Best,
+}
+
+/// How much work goes into a good result: names for methods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Quality {
+    /// `awq`: minutes
+    Fast,
+    /// `paper`: to compare with
+    Paper,
+    /// `best`: a quarter of an hour for a small model
+    Best,
+}
+
+impl Quality {
+    /// The method that it names.
+    pub fn method(self) -> Method {
+        match self {
+            Quality::Fast => Method::Awq,
+            Quality::Paper => Method::Paper,
+            Quality::Best => Method::Best,
+        }
+    }
 }
 
 impl Method {
@@ -25,15 +51,24 @@ impl Method {
         match self {
             Method::Rtn => "",
             Method::Gptq => "profile,",
-            Method::Awq | Method::AwqGptq => "profile,awq-scale,awq-clip,",
+            Method::Paper => "profile,awq-scale{mode=reference},awq-clip{mode=reference},",
+            Method::Awq | Method::AwqGptq | Method::Best => "profile,awq-scale,awq-clip,",
         }
     }
 
     /// What it adds to the options of `quantize`.
     fn options(self) -> &'static str {
         match self {
-            Method::Rtn | Method::Awq => "",
-            Method::Gptq | Method::AwqGptq => ",method=gptq",
+            Method::Rtn | Method::Paper | Method::Awq => "",
+            Method::Gptq | Method::AwqGptq | Method::Best => ",method=gptq",
+        }
+    }
+
+    /// The passes between `quantize` and those that follow, with a comma before each.
+    fn refinement(self) -> &'static str {
+        match self {
+            Method::Rtn | Method::Paper | Method::Awq | Method::Gptq | Method::AwqGptq => "",
+            Method::Best => ",tune",
         }
     }
 }
@@ -62,7 +97,7 @@ pub struct Target {
     /// One line for people.
     pub summary: &'static str,
     /// The passes that it runs by default; `SEARCH,` stands for the passes before `quantize` that the method needs,
-    /// `SCHEME` for the options of `quantize`, `HEAD,` for the pass that rounds the output head.
+    /// `SCHEME` for the options of `quantize`, `REFINE` for what the method does behind it, `HEAD,` for the pass that rounds the output head.
     pub pipeline: &'static str,
     /// What is written.
     pub format: Format,
@@ -77,7 +112,7 @@ pub struct Target {
 /// The passes that choose the codes.
 macro_rules! quantize {
     () => {
-        "canonicalize,dce,SEARCH,quantize{SCHEME}"
+        "canonicalize,dce,SEARCH,quantize{SCHEME}REFINE"
     };
 }
 
@@ -144,7 +179,7 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "hf-awq",
         summary: "a Hugging Face folder in AutoAWQ's GEMM layout, for transformers, vLLM and SGLang",
-        pipeline: "SEARCH,quantize{SCHEME}",
+        pipeline: "SEARCH,quantize{SCHEME}REFINE",
         format: Format::HfAwq,
         group: 128,
         cpu: None,
@@ -167,7 +202,7 @@ impl Target {
 
     /// The passes that it runs by default, for people: `SCHEME` and `HEAD` stay as they are.
     pub fn listed(&self) -> String {
-        self.pipeline.replace("SEARCH,", Method::default().search())
+        self.pipeline.replace("SEARCH,", Method::default().search()).replace("REFINE", Method::default().refinement())
     }
 
     /// The default pipeline for a quantization; a head of 16 bits stays as it is.
@@ -176,7 +211,7 @@ impl Target {
     }
 }
 
-/// A pipeline with `SEARCH,`, `SCHEME` and `HEAD,` replaced, see [`Target::pipeline`].
+/// A pipeline with `SEARCH,`, `SCHEME`, `REFINE` and `HEAD,` replaced, see [`Target::pipeline`].
 pub fn fill(pipeline: &str, method: Method, quant: Quant, head_bits: u8) -> String {
     let group = match quant.group {
         Group::Size(g) => g.to_string(),
@@ -185,5 +220,6 @@ pub fn fill(pipeline: &str, method: Method, quant: Quant, head_bits: u8) -> Stri
     let symmetric = if quant.symmetric { ",symmetric" } else { "" };
     let head = if head_bits < 16 { format!("quantize-head{{bits={head_bits},group={group}}},") } else { String::new() };
     let scheme = format!("bits={},group={group}{symmetric}{}", quant.bits, method.options());
-    pipeline.replace("SEARCH,", method.search()).replace("HEAD,", &head).replace("SCHEME", &scheme)
+    let pipeline = pipeline.replace("SEARCH,", method.search()).replace("REFINE", method.refinement());
+    pipeline.replace("HEAD,", &head).replace("SCHEME", &scheme)
 }

@@ -11,7 +11,7 @@ use crate::compile::{Outcome, Request, compile};
 use crate::failure::{Exit, Failure};
 use crate::progress::{print, say};
 use crate::statistics::Statistics;
-use crate::target::{Method, Target};
+use crate::target::{Method, Quality, Target};
 use crate::watch::Watch;
 
 /// Compile a model for a target.
@@ -34,6 +34,9 @@ pub(super) struct Args {
     /// How codes are chosen.
     #[arg(long, value_enum, default_value_t, conflicts_with = "passes")]
     method: Method,
+    /// How much work goes into a good result, in place of --method.
+    #[arg(long, value_enum, conflicts_with_all = ["method", "passes"])]
+    quality: Option<Quality>,
     /// Bits per weight: 2, 3, 4 or 8; 4 if not given.
     #[arg(long)]
     bits: Option<u8>,
@@ -110,7 +113,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
         model: &args.model,
         target,
         quant,
-        method: args.method,
+        method: args.quality.map_or(args.method, Quality::method),
         head_bits: args.head_bits,
         pipeline: args.passes.clone(),
         calibration: plan.calibration,
