@@ -4,8 +4,6 @@ use std::path::{Path, PathBuf};
 
 use awqc_ir::Quant;
 use clap::Subcommand;
-use comfy_table::{CellAlignment, Table, presets};
-use serde_json::Value as Json;
 
 use super::calibrate::CalibrationArgs;
 use super::{Context, print_json};
@@ -20,7 +18,7 @@ use crate::statistics::Folder;
 use crate::study::activations::Calibrated;
 use crate::study::kept::Kept;
 use crate::study::methods::{METHODS, Method};
-use crate::study::{Lab, Outcome, Text, bits, calibration, plot, salient, scale};
+use crate::study::{Lab, Outcome, Text, bits, calibration, plot, salient, scale, table};
 use crate::tokens::read_ids;
 
 /// Measure what quantization does to a model, as the AWQ paper does.
@@ -192,7 +190,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     if common.json {
         return print_json(&outcome);
     }
-    print(&table(&outcome));
+    print(&table::text(&outcome));
     Ok(())
 }
 
@@ -316,74 +314,4 @@ fn distinct(texts: &[Text]) -> Result<(), Failure> {
         }
     }
     Ok(())
-}
-
-fn table(outcome: &Outcome) -> String {
-    let mut keys: Vec<&str> = Vec::new();
-    for row in &outcome.rows {
-        for key in row.cells.keys().filter(|k| *k != "each") {
-            if !keys.contains(&key.as_str()) {
-                keys.push(key);
-            }
-        }
-    }
-    let several = outcome.texts.len() > 1;
-    let mut head: Vec<String> = keys.iter().map(|k| k.replace('_', " ")).collect();
-    head.extend(several.then(|| "text".to_owned()));
-    head.extend(["perplexity".to_owned(), "over float".to_owned()]);
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header(head);
-    for row in &outcome.rows {
-        let m = &row.measured;
-        let mut line: Vec<String> = keys.iter().map(|k| row.cells.get(*k).map_or_else(String::new, plain)).collect();
-        line.extend(several.then(|| row.text.clone()));
-        line.extend([with_error(m.perplexity, m.perplexity_error), with_error(m.ratio, m.ratio_error)]);
-        table.add_row(line);
-    }
-    let numbers = keys
-        .iter()
-        .enumerate()
-        .filter(|(_, k)| outcome.rows.iter().all(|r| r.cells.get(**k).is_none_or(Json::is_number)));
-    let last = keys.len() + usize::from(several);
-    for at in numbers.map(|(i, _)| i).chain([last, last + 1]) {
-        if let Some(column) = table.column_mut(at) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    let texts: Vec<String> = outcome
-        .texts
-        .iter()
-        .map(|t| format!("{}: {} windows, {} targets", plain(&t["name"]), t["windows"], t["tokens"]))
-        .collect();
-    format!("{}\n{table}\n{}\n", outcome.model, texts.join("; "))
-}
-
-fn plain(value: &Json) -> String {
-    match value {
-        Json::String(s) => s.clone(),
-        Json::Number(n) => match n.as_f64() {
-            Some(v) if n.is_f64() => digits(v),
-            Some(_) | None => n.to_string(),
-        },
-        Json::Null | Json::Bool(_) | Json::Array(_) | Json::Object(_) => value.to_string(),
-    }
-}
-
-/// Four digits that mean something.
-fn digits(v: f64) -> String {
-    if v != 0.0 && !(1e-3..1e5).contains(&v.abs()) {
-        return format!("{v:.2e}");
-    }
-    let decimals = (3 - v.abs().max(1.0).log10().floor() as i32).max(0) as usize;
-    let text = format!("{v:.decimals$}");
-    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
-}
-
-/// A value with an error of two digits.
-fn with_error(v: f64, error: Option<f64>) -> String {
-    if v >= 1e5 {
-        return error.map_or_else(|| format!("{v:.2e}"), |e| format!("{v:.2e} ± {e:.0e}"));
-    }
-    let decimals = error.filter(|e| *e > 0.0).map_or(3, |e| (1 - e.log10().floor() as i32).clamp(0, 4) as usize);
-    error.map_or_else(|| format!("{v:.3}"), |e| format!("{v:.decimals$} ± {e:.decimals$}"))
 }

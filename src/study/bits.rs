@@ -34,13 +34,11 @@ pub fn run(
     for quant in &settings.quants {
         for method in &settings.methods {
             let key = format!("{} {quant}", method.name);
-            if let Some(calibrated) = calibrated.take_if(|_| !lab.knows(&key)) {
+            let needed = method.profiles() && !lab.knows(&key);
+            if let Some(calibrated) = calibrated.take_if(|_| needed) {
                 folder = Some(statistics(lab, calibrated, "statistics")?);
             }
-            let found: Quantized = match &mut folder {
-                Some(folder) => lab.score(&key, |lab| lab.quantized(registry, method, *quant, folder))?,
-                None => lab.known(&key)?,
-            };
+            let found: Quantized = lab.score(&key, |lab| lab.quantized(registry, method, *quant, folder.as_mut()))?;
             let group = match quant.group {
                 Group::Size(n) => json!(n),
                 Group::Row => json!("row"),

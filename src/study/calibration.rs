@@ -46,15 +46,13 @@ pub fn run(lab: &mut Lab<'_>, registry: &Registry, settings: &Settings) -> Resul
         for size in sizes {
             let key = |method: &Method| format!("{} {quant} {} {size}", method.name, text.name);
             let mut folder = None;
-            if !methods.iter().all(|m| lab.knows(&key(m))) {
+            if methods.iter().any(|m| m.profiles() && !lab.knows(&key(m))) {
                 let windows = text.windows.iter().take(*size).cloned().collect();
                 folder = Some(statistics(lab, Calibrated::Windows(windows), &format!("{}-{size}", text.name))?);
             }
             for method in methods {
-                let found: Quantized = match &mut folder {
-                    Some(folder) => lab.score(&key(method), |lab| lab.quantized(registry, method, *quant, folder))?,
-                    None => lab.known(&key(method))?,
-                };
+                let found: Quantized =
+                    lab.score(&key(method), |lab| lab.quantized(registry, method, *quant, folder.as_mut()))?;
                 let row = cells([
                     ("method", method.name.into()),
                     ("calibrated_on", text.name.as_str().into()),

@@ -1,14 +1,14 @@
 //! The methods that studies compare: named pipelines, run in memory.
 
-use awqc_ir::Quant;
 use awqc_ir::verify::verify;
+use awqc_ir::{Group, Quant};
 use awqc_passes::manager::shared_tensors;
-use awqc_passes::{Registry, Remarks};
+use awqc_passes::{Executor, Registry, Remarks};
 use serde::{Deserialize, Serialize};
 
 use super::Lab;
 use super::activations::executor;
-use crate::compile::pass_failure;
+use crate::compile::{pass_failure, profiles};
 use crate::failure::{Exit, Failure};
 use crate::metrics::Clusters;
 use crate::size::Tally;
@@ -35,6 +35,12 @@ pub const METHODS: &[Method] = &[
 ];
 
 impl Method {
+    /// Whether it looks at activations.
+    pub fn profiles(&self) -> bool {
+        let any = Quant { bits: 4, symmetric: false, group: Group::Row };
+        profiles(&fill(self.pipeline, any, 16))
+    }
+
     /// The method of this name.
     ///
     /// # Errors
@@ -58,7 +64,7 @@ pub struct Quantized {
 }
 
 impl Lab<'_> {
-    /// Quantizes the model by a method, with these statistics of its activations, and evaluates it.
+    /// Quantizes the model by a method, with these statistics of its activations if it looks at them, and evaluates it.
     ///
     /// # Errors
     /// When a pass fails, the statistics do not fit, or the model cannot be run.
@@ -67,15 +73,18 @@ impl Lab<'_> {
         registry: &Registry,
         method: &Method,
         quant: Quant,
-        statistics: &mut Folder,
+        statistics: Option<&mut Folder>,
     ) -> Result<Quantized, Failure> {
         let pipeline = fill(method.pipeline, quant, 16);
         let mut manager = Watch::default().manager(registry, &pipeline, self.watched.interrupt)?;
         let mut module = self.model.module.clone();
         let mut remarks = Remarks::default();
-        statistics
-            .with(&mut executor(self), |exec| manager.run_module(&mut module, exec, &mut remarks, &mut |_| {}))
-            .map_err(|e| pass_failure(&e))?;
+        let mut run = |exec: &mut dyn Executor| manager.run_module(&mut module, exec, &mut remarks, &mut |_| {});
+        let done = match statistics {
+            Some(folder) => folder.with(&mut executor(self), run),
+            None => run(&mut executor(self)),
+        };
+        done.map_err(|e| pass_failure(&e))?;
         verify(&module).map_err(|d| Failure::new(Exit::Check, d))?;
         let shared = shared_tensors(&module.regions);
         let mut tally = Tally::default();

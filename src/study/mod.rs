@@ -13,6 +13,7 @@ pub mod overlay;
 pub mod plot;
 pub mod salient;
 pub mod scale;
+pub mod table;
 
 use std::ops::Range;
 
@@ -21,7 +22,7 @@ use serde::Serialize;
 use serde_json::{Map, Value as Json};
 
 use crate::evaluate::{Watched, likelihoods};
-use crate::failure::{Exit, Failure};
+use crate::failure::Failure;
 use crate::metrics::Clusters;
 use crate::model::Model;
 use crate::progress::say;
@@ -157,14 +158,6 @@ impl<'a> Lab<'a> {
     /// Whether the result of `key` is kept.
     pub fn knows(&self, key: &str) -> bool {
         self.kept.has(key)
-    }
-
-    /// The kept result of `key`.
-    ///
-    /// # Errors
-    /// When there is none, or it is damaged.
-    pub fn known<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<T, Failure> {
-        self.kept.get(key)?.ok_or_else(|| Failure::new(Exit::Failed, format!("no result of `{key}` is kept")))
     }
 
     /// The negative log likelihoods of all windows under `module`.
