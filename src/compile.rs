@@ -24,6 +24,7 @@ use crate::model::Model;
 use crate::progress::{Progress, say};
 use crate::resume::{Work, fingerprint};
 use crate::rss;
+use crate::size::Tally;
 use crate::statistics::{Folder, Statistics};
 use crate::target::{Format, Method, Target, fill};
 use crate::tuning::Tuning;
@@ -125,32 +126,6 @@ pub struct Report {
     pub notes: Vec<String>,
 }
 
-/// Counts weights.
-#[derive(Default)]
-struct Tally {
-    parameters: u64,
-    quantized: u64,
-    bits: f64,
-}
-
-impl Tally {
-    fn add(&mut self, region: &Region, shared: &std::collections::BTreeSet<String>, first: bool) {
-        for weight in region.used_weights() {
-            let ty = &region.weight(weight).ty;
-            let len = ty.const_len().unwrap_or(0) as u64;
-            // A tensor that several regions use counts once, where it is used first.
-            let tied = region.sources(weight).iter().any(|s| shared.contains(&region.tensor_name(s)));
-            if !tied || first {
-                self.parameters += len;
-            }
-            if let Some(q) = ty.elem.quant() {
-                self.quantized += len;
-                self.bits += len as f64 * q.bits_per_weight(ty.channels().unwrap_or(1) as usize);
-            }
-        }
-    }
-}
-
 /// Compiles a model.
 ///
 /// # Errors
@@ -168,19 +143,12 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     }
     let staging = Staging::create(&request.out, request.existing).map_err(emit_failure)?;
     let model = Model::open(request.model)?;
-    if model.kind == Kind::Text {
-        return Err(Failure::new(
-            Exit::BadInput,
-            format!("{}: IR text has no tensors to compile", request.model.display()),
-        )
-        .help("give a checkpoint; `awqc opt` runs passes on text"));
-    }
+    compilable(&model)?;
     refuse_overlap(request.model, &request.out)?;
     if !request.quiet {
         model.notes.iter().for_each(|note| say(&format!("note: {note}")));
     }
     verify(&model.module).map_err(|d| Failure::new(Exit::BadInput, d))?;
-    refuse_quantized(&model.module)?;
     // Before work is lost.
     if request.target.cpu.is_some() {
         awqc_cpu::check(&model.module)?;
@@ -378,9 +346,17 @@ fn refuse_overlap(model: &Path, out: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A model whose linears are quantized already is not compiled again: the loss would be counted twice.
-fn refuse_quantized(module: &awqc_ir::Module) -> Result<(), Failure> {
-    for region in &module.regions {
+/// A model without tensors has nothing to quantize. One whose linears are quantized already is not quantized again: the
+/// loss would be counted twice.
+///
+/// # Errors
+/// For such a model.
+pub fn compilable(model: &Model) -> Result<(), Failure> {
+    if model.kind == Kind::Text {
+        let message = format!("{}: IR text has no tensors to compile", model.path.display());
+        return Err(Failure::new(Exit::BadInput, message).help("give a checkpoint; `awqc opt` runs passes on text"));
+    }
+    for region in &model.module.regions {
         for (_, node) in region.nodes() {
             let quantized = |o: &Operand| region.operand_type(*o).elem.quant().is_some();
             if matches!(node.op, Op::Linear(_)) && node.operands.iter().any(quantized) {
@@ -411,7 +387,7 @@ fn report(request: &Request<'_>, pipeline: &str, calibration: Json, tally: &Tall
         calibration,
         parameters: tally.parameters,
         quantized_parameters: tally.quantized,
-        bits_per_weight: if tally.quantized == 0 { 0.0 } else { tally.bits / tally.quantized as f64 },
+        bits_per_weight: tally.bits_per_weight(),
         sites,
         records,
         remarks: remarks.list.iter().filter(|r| r.kind == awqc_passes::RemarkKind::Warning).cloned().collect(),

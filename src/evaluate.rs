@@ -5,13 +5,15 @@ use std::path::Path;
 use awqc_exec::stream::{self, Piece, Ready};
 use awqc_exec::{Control, Logits, Progress as At};
 use awqc_ir::verify::verify;
+use awqc_ir::{Module, TensorSource};
 use awqc_passes::{ExecError, Tensor};
 use rayon::prelude::*;
 
 use crate::engine::{Engine, EngineArgs, engine, on_device, packed};
 use crate::failure::{Exit, Failure};
 use crate::interrupt::Interrupt;
-use crate::metrics::{Metrics, Summary, score};
+use crate::logits::{Row, Saved, Saving};
+use crate::metrics::{Clusters, Expected, Metrics, Summary, score};
 use crate::model::Model;
 use crate::progress::Progress;
 
@@ -20,106 +22,183 @@ const TOGETHER: usize = 4;
 /// Rows of a piece of a window that runs by itself.
 const ROWS: usize = 128;
 
-/// Measures `model` on windows of tokens: every token but a window's first is a target.
+/// What a model is compared with.
+#[derive(Clone, Copy)]
+pub enum Against<'a> {
+    /// Nothing.
+    Nothing,
+    /// Another model, which is run as well.
+    Model(&'a Model),
+    /// Another model's logits, which an earlier evaluation saved to this file.
+    Saved(&'a Path),
+}
+
+/// How work is watched and stopped.
+#[derive(Clone, Copy)]
+pub struct Watched<'a> {
+    /// Stops the work.
+    pub interrupt: &'a Interrupt,
+    /// No progress.
+    pub quiet: bool,
+}
+
+/// Measures `model` on windows of tokens: every token but a window's first is a target. With `save`, the model's logits
+/// are written to that file on the way, see [`crate::logits`].
 ///
 /// # Errors
-/// When a model cannot be run, a token is outside a vocabulary, or the user interrupts.
+/// When a model cannot be run, a token is outside a vocabulary, the saved logits are of other tokens or damaged, a file
+/// cannot be written, or the user interrupts.
 pub fn evaluate(
     model: &Model,
-    against: Option<&Model>,
+    against: Against<'_>,
+    save: Option<&Path>,
     args: &EngineArgs,
     threads: usize,
     windows: &[Vec<i32>],
-    interrupt: &Interrupt,
-    quiet: bool,
+    watched: Watched<'_>,
 ) -> Result<Summary, Failure> {
-    if let Some(other) = against {
-        same_vocabulary(model, other)?;
-    }
     let own = |m: &Model| packed(m) || on_device(m, args);
-    if !own(model) && !against.is_some_and(own) {
+    if !own(model) && !matches!(against, Against::Model(other) if own(other)) {
         args.refuse()?;
     }
-    let mut model = Scorer::new(model, args, threads, windows, "evaluate", interrupt, quiet)?;
-    let mut against =
-        against.map(|m| Scorer::new(m, args, threads, windows, "reference", interrupt, quiet)).transpose()?;
+    // What cannot be compared or written is found before anything runs.
+    let saved = match against {
+        Against::Nothing => None,
+        Against::Model(other) => {
+            same_vocabulary(model.vocabulary(), other.vocabulary())?;
+            None
+        }
+        Against::Saved(path) => {
+            let saved = Saved::open(path, windows)?;
+            same_vocabulary(model.vocabulary(), Some(saved.vocabulary()))?;
+            Some(saved)
+        }
+    };
+    let saving = save.map(|path| {
+        let name = model.path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        let vocabulary = model.vocabulary().and_then(|v| usize::try_from(v).ok()).unwrap_or(0);
+        Saving::create(path, &name, windows, vocabulary)
+    });
+    let saving = saving.transpose()?;
+    let scorer = Scorer::new(model, args, threads, windows, "evaluate", watched)?;
+    let reference = match (against, saved) {
+        (Against::Model(other), _) => {
+            Reference::Model(Scorer::new(other, args, threads, windows, "reference", watched)?)
+        }
+        (Against::Nothing | Against::Saved(_), None) => Reference::Nothing,
+        (Against::Nothing | Against::Saved(_), Some(saved)) => Reference::Saved(saved),
+    };
+    Ok(measure(scorer, reference, saving, windows, watched)?.summary())
+}
+
+/// The negative log likelihoods of windows under `module`, as the reference executor runs it.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn likelihoods(
+    module: &Module,
+    source: &dyn TensorSource,
+    windows: &[Vec<i32>],
+    label: &str,
+    watched: Watched<'_>,
+) -> Result<Clusters, Failure> {
+    let scorer = Scorer::Together(ready(module, source, windows, label, watched)?);
+    Ok(measure(scorer, Reference::Nothing, None, windows, watched)?.nll().clone())
+}
+
+/// Where a reference's logits come from.
+enum Reference<'a> {
+    Nothing,
+    Model(Scorer<'a>),
+    Saved(Saved),
+}
+
+/// A reference's logits for one piece.
+enum Base {
+    Nothing,
+    Logits(Tensor),
+    /// One for each target of the piece.
+    Rows(Vec<Row>),
+}
+
+/// Scores all targets, and saves the logits.
+fn measure(
+    mut scorer: Scorer<'_>,
+    mut reference: Reference<'_>,
+    mut saving: Option<Saving>,
+    windows: &[Vec<i32>],
+    watched: Watched<'_>,
+) -> Result<Metrics, Failure> {
     let mut metrics = Metrics::default();
-    let pieces = model.pieces();
-    let mut progress = Progress::new("logits", pieces.len() as u64, quiet);
+    let pieces = scorer.pieces();
+    let targets = |piece: &Piece| (windows[piece.window].len() - 1).saturating_sub(piece.first).min(piece.len);
+    let mut progress = Progress::new("logits", pieces.len() as u64, watched.quiet);
     for group in pieces.chunks(TOGETHER) {
-        interrupt.check()?;
-        let logits = model.logits(group)?;
-        let reference = against.as_mut().map(|m| m.logits(group)).transpose()?;
-        let part = |i: usize| -> Result<Metrics, Failure> {
-            let (piece, logits) = (&group[i], &logits[i]);
-            let reference = reference.as_ref().map(|r| &r[i]);
-            let vocab = logits.cols();
-            if let Some(r) = reference.filter(|r| r.cols() != vocab) {
-                return Err(Failure::new(
-                    Exit::BadInput,
-                    format!("the vocabularies differ: {vocab} tokens and {}", r.cols()),
-                ));
+        watched.interrupt.check()?;
+        let logits = scorer.logits(group)?;
+        let bases: Vec<Base> = match &mut reference {
+            Reference::Nothing => group.iter().map(|_| Base::Nothing).collect(),
+            Reference::Model(other) => other.logits(group)?.into_iter().map(Base::Logits).collect(),
+            Reference::Saved(saved) => {
+                let rows = |p: &Piece| Ok(Base::Rows((0..targets(p)).map(|_| saved.row()).collect::<Result<_, _>>()?));
+                group.iter().map(rows).collect::<Result<_, Failure>>()?
             }
-            let mut metrics = Metrics::default();
-            for (i, row) in logits.data.chunks(vocab.max(1)).enumerate() {
-                let Some(target) = windows[piece.window].get(piece.first + i + 1) else { continue };
-                let reference = reference.map(|r| &r.data[i * vocab..(i + 1) * vocab]);
-                let (nll, against) =
-                    usize::try_from(*target).ok().and_then(|t| score(row, t, reference)).ok_or_else(|| {
-                        Failure::new(Exit::BadInput, format!("token {target} is outside the vocabulary of {vocab}"))
-                    })?;
-                metrics.push(nll, against);
-            }
-            Ok(metrics)
         };
-        for part in (0..group.len()).into_par_iter().map(part).collect::<Result<Vec<_>, Failure>>()? {
-            metrics.append(part);
+        let part = |i: usize| score_piece(&group[i], &logits[i], &bases[i], windows, saving.is_some());
+        for (part, rows) in (0..group.len()).into_par_iter().map(part).collect::<Result<Vec<_>, Failure>>()? {
+            metrics.append(&part);
+            if let Some(saving) = &mut saving {
+                rows.iter().try_for_each(|row| saving.push(row))?;
+            }
             progress.step("");
         }
     }
     progress.finish();
-    let summary = metrics.summary();
-    if !summary.perplexity.is_finite() {
+    if !metrics.nll().exp().0.is_finite() {
         return Err(Failure::new(Exit::BadInput, "the model's logits are not finite"));
     }
-    Ok(summary)
+    saving.map_or(Ok(()), Saving::finish)?;
+    Ok(metrics)
 }
 
-/// The logits of all windows, `[windows, length, vocab]`, which must be of one length.
-///
-/// # Errors
-/// As [`evaluate`].
-pub fn logits(
-    model: &Model,
-    args: &EngineArgs,
-    threads: usize,
+/// The scores of the targets of a piece, and, if `keep`, their rows to be saved.
+fn score_piece(
+    piece: &Piece,
+    logits: &Tensor,
+    base: &Base,
     windows: &[Vec<i32>],
-    interrupt: &Interrupt,
-    quiet: bool,
-) -> Result<(Vec<usize>, Vec<f32>), Failure> {
-    let length = windows.first().map_or(0, Vec::len);
-    if windows.iter().any(|w| w.len() != length) {
-        return Err(Failure::new(Exit::BadInput, "logits can be saved for windows of one length only"));
+    keep: bool,
+) -> Result<(Metrics, Vec<Row>), Failure> {
+    let vocab = logits.cols();
+    if let Base::Logits(r) = base
+        && r.cols() != vocab
+    {
+        same_vocabulary(Some(vocab as u64), Some(r.cols() as u64))?;
     }
-    let mut scorer = Scorer::new(model, args, threads, windows, "evaluate", interrupt, quiet)?;
-    let (mut data, mut vocab) = (Vec::new(), 0);
-    for piece in scorer.pieces() {
-        interrupt.check()?;
-        for tensor in scorer.logits(&[piece])? {
-            vocab = tensor.cols();
-            data.extend(tensor.data);
+    let (mut metrics, mut rows, mut scratch) = (Metrics::default(), Vec::new(), Vec::new());
+    let targets = windows[piece.window].iter().skip(piece.first + 1);
+    for (i, (row, token)) in logits.data.chunks(vocab.max(1)).zip(targets).enumerate() {
+        let outside = || Failure::new(Exit::BadInput, format!("token {token} is outside the vocabulary of {vocab}"));
+        let target = usize::try_from(*token).map_err(|_| outside())?;
+        let expected = match base {
+            Base::Nothing => None,
+            Base::Logits(r) => Some(Expected::of(&r.data[i * vocab..(i + 1) * vocab], target).ok_or_else(outside)?),
+            Base::Rows(rows) => rows.get(i).map(|r| r.decode(&mut scratch)),
+        };
+        metrics.push(piece.window, score(row, target, expected.as_ref()).ok_or_else(outside)?);
+        if keep {
+            rows.push(Row::of(row, target).ok_or_else(outside)?);
         }
     }
-    Ok((vec![windows.len(), length, vocab], data))
+    Ok((metrics, rows))
 }
 
-fn same_vocabulary(model: &Model, other: &Model) -> Result<(), Failure> {
-    let (a, b) = (model.vocabulary(), other.vocabulary());
-    if a == b {
+fn same_vocabulary(model: Option<u64>, other: Option<u64>) -> Result<(), Failure> {
+    if model == other {
         return Ok(());
     }
     let say = |n: Option<u64>| n.map_or_else(|| "an unknown number of".to_owned(), |n| n.to_string());
-    Err(Failure::new(Exit::BadInput, format!("the vocabularies differ: {} tokens and {}", say(a), say(b)))
+    Err(Failure::new(Exit::BadInput, format!("the vocabularies differ: {} tokens and {}", say(model), say(other)))
         .help("compare a model with the one that it was made from"))
 }
 
@@ -138,14 +217,13 @@ impl<'a> Scorer<'a> {
         threads: usize,
         windows: &'a [Vec<i32>],
         label: &str,
-        interrupt: &Interrupt,
-        quiet: bool,
+        watched: Watched<'_>,
     ) -> Result<Self, Failure> {
         if packed(model) || on_device(model, args) {
             let longest = windows.iter().map(Vec::len).max().unwrap_or(0);
             return Ok(Self::InTurn { session: engine(model, args, longest, threads)?, windows });
         }
-        Ok(Self::Together(ready(model, windows, label, interrupt, quiet)?))
+        Ok(Self::Together(ready(&model.module, model.source.as_ref(), windows, label, watched)?))
     }
 
     /// All logits, cut into pieces, in order of window and position.
@@ -181,16 +259,16 @@ impl<'a> Scorer<'a> {
     }
 }
 
-/// A model whose windows have reached the last region.
+/// A module whose windows have reached the last region.
 fn ready<'a>(
-    model: &'a Model,
+    module: &'a Module,
+    source: &dyn TensorSource,
     windows: &[Vec<i32>],
     label: &str,
-    interrupt: &Interrupt,
-    quiet: bool,
+    Watched { interrupt, quiet }: Watched<'_>,
 ) -> Result<Ready<'a>, Failure> {
-    let module = verify(&model.module).map_err(|d| Failure::new(Exit::BadInput, d))?;
-    let body = model.module.regions.len().saturating_sub(1);
+    let verified = verify(module).map_err(|d| Failure::new(Exit::BadInput, d))?;
+    let body = module.regions.len().saturating_sub(1);
     let progress = std::sync::Mutex::new(Progress::new(label, body as u64, quiet));
     let report = move |at: &At| {
         if let (true, Ok(mut progress)) = (at.done == at.windows, progress.lock()) {
@@ -198,17 +276,5 @@ fn ready<'a>(
         }
     };
     let control = Control::new().with_interrupt(interrupt.flag()).with_progress(report);
-    Ok(stream::prepare(module, model.source.as_ref(), windows, &control)?)
-}
-
-/// Writes f32 numbers as tensor `name` of a safetensors file, whole or not at all.
-///
-/// # Errors
-/// When the file cannot be written.
-pub fn save(path: &Path, name: &str, shape: Vec<usize>, data: &[f32]) -> Result<(), Failure> {
-    let bytes: Vec<u8> = data.iter().flat_map(|v| v.to_le_bytes()).collect();
-    let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape, &bytes)
-        .map_err(|e| Failure::new(Exit::Failed, e))?;
-    let file = safetensors::serialize([(name, view)], None).map_err(|e| Failure::new(Exit::Failed, e))?;
-    crate::files::write(path, &file)
+    Ok(stream::prepare(verified, source, windows, &control)?)
 }

@@ -7,7 +7,7 @@ use awqc_frontends::{ExtraFile, Imported, Kind};
 use awqc_ir::{Module, TensorSource, text};
 
 use crate::failure::{Exit, Failure};
-use crate::tokens::Tokenizer;
+use crate::tokens::{Tokenizer, windows};
 
 /// See the module documentation.
 pub struct Model {
@@ -85,6 +85,18 @@ impl Model {
     /// When `tokenizer.json` is damaged.
     pub fn tokenizer(&self) -> Result<Option<Tokenizer>, Failure> {
         self.file("tokenizer.json")?.map(|bytes| Tokenizer::from_bytes(&bytes)).transpose()
+    }
+
+    /// At most `limit` windows of a text: tokenized whole, no token added, cut without overlap.
+    ///
+    /// # Errors
+    /// When it cannot be read, is too short, or the model has no tokenizer.
+    pub fn windows(&self, path: &Path, context: usize, limit: usize) -> Result<Vec<Vec<i32>>, Failure> {
+        let text = std::fs::read_to_string(path).map_err(|e| Failure::io(path, &e))?;
+        let tokenizer = self.tokenizer()?.ok_or_else(|| {
+            Failure::new(Exit::BadInput, "the model has no tokenizer.json").help("give token ids with --ids")
+        })?;
+        windows(&tokenizer.encode(&text)?, context, limit, &path.display().to_string())
     }
 
     /// A JSON file that goes with the model.

@@ -35,21 +35,7 @@ impl Work {
     pub fn open(out: &Path, fingerprint: &Json) -> Result<Self, Failure> {
         let name = out.file_name().map_or_else(|| "out".into(), |n| n.to_string_lossy());
         let dir = out.with_file_name(format!(".{name}.resume"));
-        let path = dir.join("fingerprint.json");
-        match fs::read(&path) {
-            Ok(bytes) if serde_json::from_slice::<Json>(&bytes).ok().as_ref() == Some(fingerprint) => {}
-            Ok(_) => {
-                return Err(Failure::new(
-                    Exit::BadInput,
-                    format!("{}: this belongs to another compile", dir.display()),
-                )
-                .help("run the same command as before, or remove the folder to begin anew"));
-            }
-            Err(_) => {
-                fs::create_dir_all(&dir).map_err(|e| Failure::io(&dir, &e))?;
-                crate::files::write(&path, fingerprint.to_string().as_bytes())?;
-            }
-        }
+        claim(&dir, fingerprint, "compile")?;
         Ok(Self { dir })
     }
 
@@ -135,6 +121,23 @@ impl Work {
 
     fn file(&self, index: usize, extension: &str) -> PathBuf {
         self.dir.join(format!("{index:05}.{extension}"))
+    }
+}
+
+/// Makes `dir` the work folder of what `fingerprint` identifies, a `what` such as a compile.
+///
+/// # Errors
+/// When it belongs to another, or cannot be made.
+pub(crate) fn claim(dir: &Path, fingerprint: &Json, what: &str) -> Result<(), Failure> {
+    let path = dir.join("fingerprint.json");
+    match fs::read(&path) {
+        Ok(bytes) if serde_json::from_slice::<Json>(&bytes).ok().as_ref() == Some(fingerprint) => Ok(()),
+        Ok(_) => Err(Failure::new(Exit::BadInput, format!("{}: this belongs to another {what}", dir.display()))
+            .help("run the same command as before, or remove the folder to begin anew")),
+        Err(_) => {
+            fs::create_dir_all(dir).map_err(|e| Failure::io(dir, &e))?;
+            crate::files::write(&path, fingerprint.to_string().as_bytes())
+        }
     }
 }
 

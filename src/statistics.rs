@@ -81,6 +81,14 @@ impl Folder {
         }
     }
 
+    /// Removes the folder and what is in it.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn remove(self) -> Result<(), Failure> {
+        std::fs::remove_dir_all(&self.dir).map_err(|e| Failure::io(&self.dir, &e))
+    }
+
     fn file(&self, region: &str) -> PathBuf {
         self.dir.join(format!("{}.safetensors", region.trim_start_matches('@')))
     }

@@ -46,12 +46,24 @@ impl Quality {
 }
 
 impl Method {
+    /// What `--method` takes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::Rtn => "rtn",
+            Method::Paper => "paper",
+            Method::Awq => "awq",
+            Method::Gptq => "gptq",
+            Method::AwqGptq => "awq-gptq",
+            Method::Best => "best",
+        }
+    }
+
     /// The passes before `quantize`, with a comma behind each.
     fn search(self) -> &'static str {
         match self {
             Method::Rtn => "",
             Method::Gptq => "profile,",
-            Method::Paper => "profile,awq-scale{mode=reference},awq-clip{mode=reference},",
+            Method::Paper => "profile,awq-scale{mode=reference},awq-clip{mode=reference,skip=scores},",
             Method::Awq | Method::AwqGptq | Method::Best => "profile,awq-scale,awq-clip,",
         }
     }

@@ -7,34 +7,34 @@ use std::process::{Command, Output};
 
 use serde_json::Value as Json;
 
-struct Done {
-    code: i32,
-    out: String,
-    err: String,
+pub(crate) struct Done {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
-fn awqc(args: &[&str]) -> Done {
+pub(crate) fn awqc(args: &[&str]) -> Done {
     let Output { status, stdout, stderr } =
         Command::new(env!("CARGO_BIN_EXE_awqc")).args(args).output().expect("the program starts");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
     Done { code: status.code().expect("an exit code"), out: text(stdout), err: text(stderr) }
 }
 
-fn json(args: &[&str]) -> Json {
+pub(crate) fn json(args: &[&str]) -> Json {
     let done = awqc(args);
     assert_eq!(done.code, 0, "{}", done.err);
     serde_json::from_str(&done.out).expect("one JSON object on standard output")
 }
 
-fn golden(name: &str) -> String {
+pub(crate) fn golden(name: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name).to_str().expect("UTF-8").to_owned()
 }
 
-fn scratch() -> tempfile::TempDir {
+pub(crate) fn scratch() -> tempfile::TempDir {
     tempfile::tempdir().expect("a scratch folder")
 }
 
-fn path(dir: &tempfile::TempDir, name: &str) -> String {
+pub(crate) fn path(dir: &tempfile::TempDir, name: &str) -> String {
     dir.path().join(name).to_str().expect("UTF-8").to_owned()
 }
 
@@ -46,7 +46,7 @@ fn contents(dir: &str) -> Vec<(PathBuf, Vec<u8>)> {
 }
 
 /// A compile of a golden on its own ids: goldens have no tokenizer.
-fn compile<'a>(model: &'a str, ids: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+pub(crate) fn compile<'a>(model: &'a str, ids: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [&["compile", model, "--group", "16", "--calib-ids", ids, "-o", out, "-q"][..], more].concat()
 }
 

@@ -11,5 +11,7 @@ mod experts;
 mod filetests;
 mod golden;
 mod models;
+mod saved_logits;
 mod sites;
+mod studies;
 mod tidy;

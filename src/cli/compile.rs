@@ -63,6 +63,10 @@ pub(super) struct Args {
     /// Take the statistics of the activations from this folder instead of running calibration text.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["calib", "calib_ids"])]
     profile: Option<PathBuf>,
+    /// Print the error that rounding made in each linear's output, in percent of the output's energy on the calibration
+    /// text. It stands in `report.json` and in --json in any case.
+    #[arg(long)]
+    errors: bool,
     /// Print the time of each pass.
     #[arg(long)]
     timing: bool,
@@ -78,16 +82,7 @@ pub(super) struct Args {
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     let target = Target::find(&args.target)?;
-    let group = match args.group.as_deref() {
-        None => Group::Size(target.group),
-        Some("row") => Group::Row,
-        Some(n) => match n.parse() {
-            Ok(n) if n > 0 => Group::Size(n),
-            _not_a_size => {
-                return Err(Failure::new(Exit::Usage, format!("--group {n}: a positive number or `row` is needed")));
-            }
-        },
-    };
+    let group = args.group.as_deref().map_or(Ok(Group::Size(target.group)), group)?;
     let bits = args.bits.unwrap_or(4);
     if !Quant::BITS.contains(&bits) {
         return Err(Failure::new(Exit::Usage, format!("--bits {bits}: 2, 3, 4 or 8 are supported")));
@@ -147,8 +142,20 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     if args.json {
         return print_json(&outcome);
     }
+    if args.errors {
+        print(&super::errors::table(&outcome.report).unwrap_or_else(|| "nothing was quantized\n".to_owned()));
+    }
     print(&summary(&outcome));
     Ok(())
+}
+
+/// A group size as flags say it.
+pub(super) fn group(text: &str) -> Result<Group, Failure> {
+    match text.parse() {
+        _row if text == "row" => Ok(Group::Row),
+        Ok(n) if n > 0 => Ok(Group::Size(n)),
+        _not_a_size => Err(Failure::new(Exit::Usage, format!("--group {text}: a positive number or `row` is needed"))),
+    }
 }
 
 fn summary(outcome: &Outcome) -> String {

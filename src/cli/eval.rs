@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use super::{Context, print_json};
 use crate::engine::EngineArgs;
-use crate::evaluate::{evaluate, logits, save};
+use crate::evaluate::{Against, Watched, evaluate};
 use crate::failure::{Exit, Failure};
 use crate::metrics::Summary;
 use crate::model::Model;
 use crate::progress::print;
-use crate::tokens::{read_ids, windows};
+use crate::tokens::read_ids;
 
 /// Measure perplexity, and the distance from another model.
 #[derive(clap::Args)]
@@ -28,10 +28,13 @@ pub(super) struct Args {
     /// At most so many windows.
     #[arg(long, value_name = "N")]
     chunks: Option<usize>,
-    /// Compare with this model: KL divergence, share of equal top tokens.
+    /// Compare with this model: perplexity ratio, KL divergence, share of equal top tokens.
     #[arg(long, value_name = "MODEL")]
     against: Option<PathBuf>,
-    /// Write the logits, f32 [windows, length, vocabulary], to this file.
+    /// Compare with the model whose logits were saved to this file, without running it.
+    #[arg(long, value_name = "FILE", conflicts_with = "against")]
+    base_logits: Option<PathBuf>,
+    /// Write the model's logits to this file, for --base-logits: 2 bytes for each target and token of the vocabulary.
     #[arg(long, value_name = "FILE")]
     save_logits: Option<PathBuf>,
     /// Fail with code 5 if the perplexity is above this.
@@ -52,25 +55,21 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     let limit = args.chunks.unwrap_or(usize::MAX);
     let windows: Vec<Vec<i32>> = match (&args.ids, &args.text) {
         (Some(path), _) => read_ids(path)?.into_iter().take(limit).collect(),
-        (None, Some(path)) => {
-            let text = std::fs::read_to_string(path).map_err(|e| Failure::io(path, &e))?;
-            let tokenizer = model.tokenizer()?.ok_or_else(|| {
-                Failure::new(Exit::BadInput, "the model has no tokenizer.json").help("give token ids with --ids")
-            })?;
-            windows(&tokenizer.encode(&text)?, args.context, limit, &path.display().to_string())?
-        }
+        (None, Some(path)) => model.windows(path, args.context, limit)?,
         (None, None) => return Err(Failure::new(Exit::Usage, "give --text or --ids")),
     };
     if windows.is_empty() {
         return Err(Failure::new(Exit::Usage, "--chunks 0 leaves nothing to evaluate"));
     }
     let against = args.against.as_deref().map(Model::open).transpose()?;
-    let summary =
-        evaluate(&model, against.as_ref(), &args.engine, context.threads, &windows, &context.interrupt, context.quiet)?;
-    if let Some(path) = &args.save_logits {
-        let (shape, data) = logits(&model, &args.engine, context.threads, &windows, &context.interrupt, context.quiet)?;
-        save(path, "logits", shape, &data)?;
-    }
+    let reference = match (&against, &args.base_logits) {
+        (Some(model), _) => Against::Model(model),
+        (None, Some(path)) => Against::Saved(path),
+        (None, None) => Against::Nothing,
+    };
+    let watched = Watched { interrupt: &context.interrupt, quiet: context.quiet };
+    let save = args.save_logits.as_deref();
+    let summary = evaluate(&model, reference, save, &args.engine, context.threads, &windows, watched)?;
     if args.json {
         print_json(&summary)?;
     } else {
@@ -85,10 +84,16 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
 }
 
 fn table(s: &Summary) -> String {
-    let mut out = format!("perplexity      {:.4} ± {:.4} over {} tokens\n", s.perplexity, s.perplexity_error, s.tokens);
-    if let (Some(kl), Some(median), Some(p99), Some(top)) = (s.kl_divergence, s.kl_median, s.kl_p99, s.top1_agreement) {
-        out += &format!("KL divergence   mean {kl:.5}, median {median:.5}, 99 % {p99:.4} nats\n");
-        out += &format!("same top token  {:.2} %\n", 100.0 * top);
+    let pm = |error: Option<f64>, digits: usize| error.map_or_else(String::new, |e| format!(" ± {e:.digits$}"));
+    let mut out = format!("perplexity      {:.4}{}", s.perplexity, pm(s.perplexity_error, 4));
+    out += &format!(" over {} tokens in {} windows\n", s.tokens, s.windows);
+    if let Some(d) = &s.distance {
+        let ratio = format!("{:.5}{}", d.perplexity_ratio, pm(d.perplexity_ratio_error, 5));
+        out += &format!("against         {:.4}, the ratio is {ratio}\n", d.reference_perplexity);
+        out += &format!("KL divergence   mean {:.5}{}, ", d.kl_divergence, pm(d.kl_error, 5));
+        out += &format!("median {:.5}, 99 % {:.4}, largest {:.3} nats\n", d.kl_median, d.kl_p99, d.kl_max);
+        out +=
+            &format!("same top token  {:.2}{} %\n", 100.0 * d.top1_agreement, pm(d.top1_error.map(|e| 100.0 * e), 2));
     }
     out
 }

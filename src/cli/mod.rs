@@ -5,11 +5,13 @@ mod calibrate;
 mod compile;
 mod diff;
 mod dump;
+mod errors;
 mod eval;
 mod explain;
 mod list;
 mod opt;
 mod run;
+mod study;
 mod verify;
 
 use std::process::ExitCode;
@@ -58,6 +60,8 @@ enum Command {
     Explain(explain::Args),
     /// Measure perplexity, and the distance from another model.
     Eval(eval::Args),
+    /// Measure what quantization does to a model, as the AWQ paper does.
+    Study(study::Args),
     /// Generate text.
     Run(run::Args),
     /// Measure speed: prompts, generation, single products.
@@ -102,6 +106,7 @@ pub fn main(registry: Registry) -> ExitCode {
         Command::Diff(args) => diff::run(&args),
         Command::Explain(args) => explain::run(&context, &args),
         Command::Eval(args) => eval::run(&context, &args),
+        Command::Study(args) => study::run(&context, &args),
         Command::Run(args) => run::run(&context, &args),
         Command::Bench(args) => bench::run(&context, &args),
         Command::Passes(args) => list::passes(&context, &args),
