@@ -7,6 +7,7 @@
 //! and floats are in memory, whatever the number of layers. Training scales alone, end to end, is the second stage of
 //! EfficientQAT (arXiv 2407.11062, section 3.3); gains of norms cost nothing at run time either.
 
+mod attention;
 mod backward;
 mod moved;
 #[cfg(test)]
@@ -26,7 +27,7 @@ use self::backward::{Gradient, add, backward};
 use self::moved::{Moved, settle};
 use crate::chain;
 use crate::control::Control;
-use crate::host::math::log_sum_exp;
+use crate::host::math::{self, exp, log_sum_exp, simd};
 use crate::host::{Host, floats, tensor};
 use crate::interp::{Interpreter, Val, Weights, upload};
 use crate::stream::{self, Piece, Ready};
@@ -359,13 +360,22 @@ fn divergence(got: &[Val<Host>], want: &Tensor, rows: usize) -> Result<(f64, Flo
     let mut sum = 0.0f64;
     for ((got, want), out) in got.chunks(vocab).zip(want.data.chunks(vocab)).zip(gradient.chunks_mut(vocab)) {
         let (zg, zw) = (log_sum_exp(got) as f32, log_sum_exp(want) as f32);
-        let mut kl = 0.0f32;
-        for ((g, w), out) in got.iter().zip(want).zip(out) {
-            let (lg, lw) = (g - zg, w - zw);
-            let (pg, pw) = (lg.exp(), lw.exp());
-            kl += pw * (lw - lg);
-            *out = (pg - pw) / rows as f32;
-        }
+        let part = rows as f32;
+        // `out` holds the terms of the sum first.
+        let kl = simd(
+            #[inline(always)]
+            || {
+                for ((g, w), out) in got.iter().zip(want).zip(&mut *out) {
+                    let (g, w) = (g - zg, w - zw);
+                    *out = exp(w) * (w - g);
+                }
+                let kl = math::sum(out);
+                for ((g, w), out) in got.iter().zip(want).zip(&mut *out) {
+                    *out = (exp(g - zg) - exp(w - zw)) / part;
+                }
+                kl
+            },
+        );
         sum += f64::from(kl);
     }
     Ok((sum, tensor(gradient, logits.shape().to_vec())))

@@ -1,18 +1,20 @@
-//! The host backend with gradients: burn's autodiff around it. Products with a weight use the host's own kernels in
-//! both directions, everything else burn's primitives.
+//! The host backend with gradients: burn's autodiff around it. Products with a weight, attention and SiLU use the host's
+//! own kernels in both directions, everything else burn's primitives.
 
 use awqc_ir::op::Sdpa;
 use burn_autodiff::Autodiff;
 use burn_autodiff::checkpoint::base::Checkpointer;
 use burn_autodiff::checkpoint::strategy::NoCheckpointing;
 use burn_autodiff::grads::Gradients;
-use burn_autodiff::ops::{Backward, Ops, OpsKind, binary};
+use burn_autodiff::ops::{Backward, Ops, OpsKind, binary, unary};
 use burn_backend::TensorMetadata;
 use burn_backend::tensor::FloatTensor;
 
+use super::attention;
 use crate::host::Host;
+use crate::host::math::{sigmoid, simd};
 use crate::host::matmul::{Into, Mat, product};
-use crate::host::{floats, tensor};
+use crate::host::{floats, take, tensor};
 use crate::interp::ExecBackend;
 use crate::interp::ops::{elementwise, sdpa};
 
@@ -37,7 +39,44 @@ impl ExecBackend for Tracked {
         v: FloatTensor<Self>,
         cache: Option<&mut Self::Cache>,
     ) -> Result<FloatTensor<Self>, String> {
-        sdpa::sdpa::<Self>(op, q, k, v, cache)
+        match cache {
+            None if attention::covered(op) => Ok(attention::attend(op, q, k, v)),
+            cache => sdpa::sdpa::<Self>(op, q, k, v, cache),
+        }
+    }
+
+    fn op_silu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let y = Host::op_silu(x.primitive.clone());
+        match Silu.prepare::<NoCheckpointing>([x.node.clone()]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(x.primitive, y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+}
+
+/// `y = x · sigmoid(x)`; the state is `x`.
+#[derive(Debug)]
+struct Silu;
+
+impl Backward<Host, 1> for Silu {
+    type State = FloatTensor<Host>;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let x = ops.state;
+        unary::<Host, _>(ops.parents, ops.node, grads, |dy| {
+            let shape = x.shape().to_vec();
+            let mut out = take(dy);
+            simd(
+                #[inline(always)]
+                || {
+                    for (g, x) in out.iter_mut().zip(floats(&x).iter()) {
+                        let s = sigmoid(*x);
+                        *g *= s * (1.0 + x * (1.0 - s));
+                    }
+                },
+            );
+            tensor(out, shape)
+        });
     }
 }
 
