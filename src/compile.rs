@@ -186,12 +186,15 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
         }
     };
     let load = matches!(request.statistics, Statistics::Load(_));
-    let windows = if profiles(&pipeline) && !load {
+    let windows = if (profiles(&pipeline) || tuning.is_some()) && !load {
         let Request { calibration, samples, seqlen, interrupt, quiet, .. } = request;
         windows(&model, calibration, *samples, *seqlen, interrupt, *quiet)?
     } else {
         Vec::new()
     };
+    if let Some(tuning) = &tuning {
+        tuning.check(&windows)?;
+    }
     let calibrated = json!({
         "source": request.calibration.describe(),
         "windows": windows.len(),

@@ -36,6 +36,26 @@ impl Tuning {
         Ok(Some(Self { options, before: before.to_string(), after: after.to_string() }))
     }
 
+    /// Whether there is enough calibration text: asked before work is done.
+    ///
+    /// # Errors
+    /// When there is not.
+    pub(crate) fn check(&self, windows: &[Vec<i32>]) -> Result<(), Failure> {
+        if windows.is_empty() {
+            return Err(Failure::new(Exit::Usage, "tuning needs calibration text, saved statistics are not enough")
+                .help("leave out --profile"));
+        }
+        let (needed, given) = (self.options.held_out + 1, windows.len());
+        if given < needed {
+            return Err(Failure::new(
+                Exit::Usage,
+                format!("{given} calibration windows are too few to tune on: {needed} are needed, more are better"),
+            )
+            .help("give a longer text, or more of it with --samples; or leave out the tuning with --quality fast"));
+        }
+        Ok(())
+    }
+
     /// Tunes `module`, which was `float` before the pipeline began.
     ///
     /// # Errors
@@ -49,10 +69,6 @@ impl Tuning {
         windows: &[Vec<i32>],
         remarks: &mut Remarks,
     ) -> Result<(), Failure> {
-        if windows.is_empty() {
-            return Err(Failure::new(Exit::Usage, "tuning needs calibration text, not saved statistics alone")
-                .help("leave out --profile"));
-        }
         let TuneOptions { steps, batch, rate, held_out } = self.options;
         let options = tune::Options { steps, batch, rate, held_out };
         let float = verify(float).map_err(|d| Failure::new(Exit::BadInput, d))?;

@@ -15,3 +15,4 @@ mod saved_logits;
 mod sites;
 mod studies;
 mod tidy;
+mod tune;

@@ -53,7 +53,8 @@ Lossy, towards the original. Windows that are not trained on decide: if the dive
 moved.
 # Options
 `steps` (64) of Adam, `batch` (2) calibration windows in each, `rate` (0.001): the largest relative change in a step, which
-falls to 0 as a cosine. `held-out` (4): calibration windows that are measured on only.
+falls to 0 as a cosine. `held-out` (4): calibration windows that are measured on only; without any, the result is kept in
+any case.
 # Reference
 EfficientQAT, arXiv 2407.11062, section 3.3 (training of scales, end to end); Adam, arXiv 1412.6980.
 ";

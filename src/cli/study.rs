@@ -18,8 +18,8 @@ use crate::statistics::Folder;
 use crate::study::activations::Calibrated;
 use crate::study::kept::Kept;
 use crate::study::methods::{METHODS, find};
-use crate::target::Method;
 use crate::study::{Lab, Outcome, Text, bits, calibration, plot, salient, scale, table};
+use crate::target::Method;
 use crate::tokens::read_ids;
 
 /// Measure what quantization does to a model, as the AWQ paper does.

@@ -22,9 +22,9 @@ use burn_ndarray::NdArray;
 pub use attention::HostCache;
 pub use matmul::product_with_transposed;
 pub use view::floats;
-pub(crate) use view::take;
-pub(crate) use view::{tensor};
 use view::shape_of;
+pub(crate) use view::take;
+pub(crate) use view::tensor;
 
 use crate::interp::ExecBackend;
 use crate::interp::ops::embedding;

@@ -110,8 +110,7 @@ impl<'a> Heads<'a> {
     fn forward(&self, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
         let (share, pitch) = (self.heads / self.kv, self.heads * self.value);
         let mut out = vec![0.0; self.batch * self.queries * pitch];
-        let pairs: Vec<(usize, usize)> =
-            (0..self.batch).flat_map(|b| (0..self.heads).map(move |h| (b, h))).collect();
+        let pairs: Vec<(usize, usize)> = (0..self.batch).flat_map(|b| (0..self.heads).map(move |h| (b, h))).collect();
         let each = |(b, h): &(usize, usize)| {
             let p = self.probabilities(q, k, *b, *h);
             let mut part = vec![0.0; self.queries * self.value];
@@ -136,8 +135,7 @@ impl<'a> Heads<'a> {
         let share = self.heads / self.kv;
         let scale = score_scale(self.op, self.width) as f32;
         let (n, m, d, e) = (self.queries, self.keys, self.width, self.value);
-        let pairs: Vec<(usize, usize)> =
-            (0..self.batch).flat_map(|b| (0..self.heads).map(move |h| (b, h))).collect();
+        let pairs: Vec<(usize, usize)> = (0..self.batch).flat_map(|b| (0..self.heads).map(move |h| (b, h))).collect();
         let each = |(b, h): &(usize, usize)| {
             let p = self.probabilities(q, k, *b, *h);
             let dy = Mat { data: &dy[Self::at(*b, *h, n, self.heads, e)..], row: self.heads * e, col: 1 };

@@ -87,9 +87,7 @@ fn lower(value: &Val<Tracked>) -> Val<Host> {
     match value {
         Val::Float(t) => Val::Float(t.primitive.clone()),
         Val::Int(t) => Val::Int(t.clone()),
-        Val::Routed(r) => {
-            Val::Routed(Routed { rows: r.rows.primitive.clone(), route: r.route.clone() })
-        }
+        Val::Routed(r) => Val::Routed(Routed { rows: r.rows.primitive.clone(), route: r.route.clone() }),
     }
 }
 

@@ -16,7 +16,7 @@ mod tracked;
 
 use std::collections::BTreeMap;
 
-use awqc_ir::{Module, Region, TensorSource, ValueId, Verified};
+use awqc_ir::{Module, Region, TensorSource, ValueId, Verified, WeightId};
 use awqc_passes::{ExecError, Tensor};
 use burn_backend::TensorMetadata;
 use burn_backend::ops::FloatTensorOps;
@@ -221,22 +221,38 @@ impl<'a> Student<'a> {
         control: &Control,
     ) -> Result<f64, ExecError> {
         let mut streams = self.forth(windows, batch, Keep::All)?;
+        let rows = batch.iter().map(|w| windows[*w].len()).sum::<usize>().max(1);
+        let count = self.module.regions.len();
+        let mut entered = || streams.iter_mut().map(|s| s.pop().unwrap_or_default()).collect::<Vec<Stream>>();
         control.check()?;
-        let rows: usize = batch.iter().map(|w| windows[*w].len()).sum();
-        let (head, body) = self.module.regions.split_last().ok_or_else(no_regions)?;
-        let fused = &self.module.fused;
+        let (total, mut upstream) = self.head(teacher, batch, entered(), rows, rate)?;
+        for at in (0..count.saturating_sub(1)).rev() {
+            control.check()?;
+            if self.moved[..=at].iter().all(Vec::is_empty) {
+                break;
+            }
+            upstream = self.layer(at, entered(), upstream, rate)?;
+        }
+        Ok(total / rows as f64)
+    }
 
-        let at = body.len();
+    /// The last region's part of a step: the sum of the divergences, and the gradient at what enters it.
+    fn head(
+        &mut self,
+        teacher: &Ready<'_>,
+        batch: &[usize],
+        entered: Vec<Stream>,
+        rows: usize,
+        rate: f32,
+    ) -> Result<(f64, Vec<Gradient>), ExecError> {
+        let (head, body) = self.module.regions.split_last().ok_or_else(no_regions)?;
+        let (at, fused) = (body.len(), &self.module.fused);
         let weights = self.weights(at, head);
-        let wanted: Vec<_> = self.moved[at].iter().map(|m| m.weight).collect();
-        let entered: Vec<Stream> = streams.iter_mut().map(|s| s.pop().unwrap_or_default()).collect();
-        let mut total = 0.0;
-        let mut sums = BTreeMap::new();
-        let mut upstream: Vec<Gradient> = Vec::with_capacity(batch.len());
+        let wanted = self.wanted(at);
+        let (mut total, mut sums, mut upstream) = (0.0, BTreeMap::new(), Vec::with_capacity(batch.len()));
         for (window, stream) in batch.iter().zip(entered) {
             let slots = stream.len();
             let (inputs, _) = chain::enter(stream, head)?;
-            let pieces = teacher.pieces_of(*window);
             let part = |piece: &Piece| {
                 let mut kl = 0.0;
                 let want = teacher.logits(piece)?;
@@ -248,6 +264,7 @@ impl<'a> Student<'a> {
                 Ok((kl, back))
             };
             let mut parts = Vec::new();
+            let pieces = teacher.pieces_of(*window);
             for (kl, back) in pieces.par_iter().map(part).collect::<Result<Vec<_>, ExecError>>()? {
                 total += kl;
                 gather(&mut sums, back.weights);
@@ -258,43 +275,49 @@ impl<'a> Student<'a> {
             upstream.push(gradient);
         }
         self.apply(at, &sums, rate);
-
-        for (at, region) in body.iter().enumerate().rev() {
-            control.check()?;
-            let wanted: Vec<_> = self.moved[at].iter().map(|m| m.weight).collect();
-            if wanted.is_empty() && !region.name.is_layer() {
-                break;
-            }
-            let weights = self.weights(at, region);
-            let jobs: Vec<(Stream, Gradient)> =
-                streams.iter_mut().map(|s| s.pop().unwrap_or_default()).zip(std::mem::take(&mut upstream)).collect();
-            let results = region.results().len();
-            let back = |(stream, mut after): (Stream, Gradient)| {
-                let (inputs, _) = chain::enter(stream, region)?;
-                let passing = after.split_off(results.min(after.len()));
-                let back = backward(region, fused, &weights, &wanted, inputs, |_| Ok(after))?;
-                // What the region reads and does not replace also goes by it.
-                let mut before = back.inputs;
-                for (i, gradient) in passing.into_iter().enumerate() {
-                    let slot = results + i;
-                    if slot >= before.len() {
-                        before.resize(slot + 1, None);
-                    }
-                    before[slot] = add(before[slot].take(), gradient);
-                }
-                Ok((before, back.weights))
-            };
-            let mut sums = BTreeMap::new();
-            for (before, weights) in jobs.into_par_iter().map(back).collect::<Result<Vec<_>, ExecError>>()? {
-                upstream.push(before);
-                gather(&mut sums, weights);
-            }
-            self.apply(at, &sums, rate);
-        }
-        Ok(total / rows.max(1) as f64)
+        Ok((total, upstream))
     }
 
-    fn apply(&mut self, at: usize, sums: &BTreeMap<awqc_ir::WeightId, Vec<f32>>, rate: f32) {
+    /// Another region's part of a step: the gradient at what enters it, from that at what leaves it.
+    fn layer(
+        &mut self,
+        at: usize,
+        entered: Vec<Stream>,
+        upstream: Vec<Gradient>,
+        rate: f32,
+    ) -> Result<Vec<Gradient>, ExecError> {
+        let (region, fused) = (&self.module.regions[at], &self.module.fused);
+        let weights = self.weights(at, region);
+        let wanted = self.wanted(at);
+        let results = region.results().len();
+        let back = |(stream, mut after): (Stream, Gradient)| {
+            let (inputs, _) = chain::enter(stream, region)?;
+            let passing = after.split_off(results.min(after.len()));
+            let back = backward(region, fused, &weights, &wanted, inputs, |_| Ok(after))?;
+            // What the region reads and does not replace also goes by it.
+            let mut before = back.inputs;
+            before.resize(before.len().max(results + passing.len()), None);
+            for (slot, gradient) in before[results..].iter_mut().zip(passing) {
+                *slot = add(slot.take(), gradient);
+            }
+            Ok((before, back.weights))
+        };
+        let jobs: Vec<(Stream, Gradient)> = entered.into_iter().zip(upstream).collect();
+        let (mut sums, mut out) = (BTreeMap::new(), Vec::with_capacity(jobs.len()));
+        for (before, weights) in jobs.into_par_iter().map(back).collect::<Result<Vec<_>, ExecError>>()? {
+            out.push(before);
+            gather(&mut sums, weights);
+        }
+        self.apply(at, &sums, rate);
+        Ok(out)
+    }
+
+    /// The weights of a region whose gradient is asked for.
+    fn wanted(&self, at: usize) -> Vec<WeightId> {
+        self.moved[at].iter().map(|m| m.weight).collect()
+    }
+
+    fn apply(&mut self, at: usize, sums: &BTreeMap<WeightId, Vec<f32>>, rate: f32) {
         for moved in &mut self.moved[at] {
             if let Some(gradient) = sums.get(&moved.weight) {
                 moved.step(gradient, rate);
@@ -340,7 +363,7 @@ fn no_regions() -> ExecError {
     ExecError::Tensor("the module has no regions".into())
 }
 
-fn gather(sums: &mut BTreeMap<awqc_ir::WeightId, Vec<f32>>, more: BTreeMap<awqc_ir::WeightId, Vec<f32>>) {
+fn gather(sums: &mut BTreeMap<WeightId, Vec<f32>>, more: BTreeMap<WeightId, Vec<f32>>) {
     for (id, gradient) in more {
         match sums.get_mut(&id) {
             Some(sum) => sum.iter_mut().zip(gradient).for_each(|(s, g)| *s += g),

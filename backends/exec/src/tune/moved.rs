@@ -1,9 +1,7 @@
 //! What tuning moves: the scales of a quantized weight's groups, or the gains of a norm. Both are moved relative to
 //! where they started, by Adam (arXiv 1412.6980).
 
-use awqc_ir::{
-    Data, DataId, DataMap, DataRef, Dim, Name, Op, Operand, Region, TensorSource, WeightExpr, WeightId,
-};
+use awqc_ir::{Data, DataId, DataMap, DataRef, Dim, Name, Op, Operand, Region, TensorSource, WeightExpr, WeightId};
 use awqc_passes::rtn::{Codes, round_f16};
 use awqc_passes::{ExecError, Tensor};
 use rayon::prelude::*;
