@@ -70,7 +70,7 @@ impl Tuning {
         remarks: &mut Remarks,
     ) -> Result<(), Failure> {
         let TuneOptions { steps, batch, rate, held_out } = self.options;
-        let options = tune::Options { steps, batch, rate, held_out };
+        let options = tune::Options { steps, batch, rate: rate as f32, held_out };
         let float = verify(float).map_err(|d| Failure::new(Exit::BadInput, d))?;
         let control = Control::new().with_interrupt(request.interrupt.flag());
         let mut progress = Progress::new("tune", steps as u64, request.quiet);

@@ -24,7 +24,7 @@ pub struct TuneOptions {
     /// Calibration windows in a step.
     pub batch: usize,
     /// Largest relative change of a number in the first steps.
-    pub rate: f32,
+    pub rate: f64,
     /// Windows that are only measured on.
     pub held_out: usize,
 }
