@@ -147,6 +147,19 @@ fn experts_are_written_to_an_autoawq_folder_one_by_one() {
 }
 
 #[test]
+fn a_cpu_target_refuses_what_it_has_no_kernels_for_before_work_is_lost() {
+    let dir = scratch();
+    let (model, ids, out) = (golden("mixtral"), golden("mixtral/expected.safetensors"), path(&dir, "out"));
+    let args = ["compile", &model, "--target", "cpu-native", "--group", "8", "--calib-ids", &ids, "-o", &out, "-q"];
+    let done = awqc(&args);
+    assert_eq!(done.code, 3, "{}", done.err);
+    for word in ["experts", "reference target"] {
+        assert!(done.err.contains(word), "no `{word}` in: {}", done.err);
+    }
+    assert!(!Path::new(&out).exists());
+}
+
+#[test]
 fn a_killed_compile_goes_on_where_it_stopped() {
     let dir = scratch();
     let (model, ids) = (golden("llama"), golden("llama/expected.safetensors"));
