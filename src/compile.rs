@@ -1,5 +1,6 @@
 //! Compiling: one region after the other through the pipeline and into the artefact.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -9,9 +10,9 @@ use awqc_exec::{Control, HostExecutor};
 use awqc_frontends::Kind;
 use awqc_ir::{Group, Module, Op, Operand, Quant, Region, verify::verify};
 use awqc_passes::manager::{Manager, ManagerError, ManagerErrorKind, ModuleCx, shared_tensors};
-use awqc_passes::pipeline::Pipeline;
+use awqc_passes::pipeline::{Pipeline, Step};
 use awqc_passes::profile::Profile;
-use awqc_passes::{ExecError, Executor, Pass, PassError, Registry, Remark, Remarks};
+use awqc_passes::{Afterwards, ExecError, Executor, Pass, PassError, Registry, Remark, Remarks};
 use serde::Serialize;
 use serde_json::{Value as Json, json};
 
@@ -135,12 +136,9 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     let start = Instant::now();
     let own = request.pipeline.as_deref().unwrap_or(request.target.pipeline);
     let pipeline = fill(own, request.method, request.quant, request.head_bits);
-    // All of it, so that mistakes are found before work is done.
     let mut manager = request.watch.manager(request.registry, &pipeline, request.interrupt)?;
     let tuning = Tuning::of(&pipeline)?;
-    if let Some(tuning) = &tuning {
-        manager = request.watch.manager(request.registry, &tuning.before, request.interrupt)?;
-    }
+    let first = 0..tuning.as_ref().map_or(usize::MAX, |t| t.at);
     let staging = Staging::create(&request.out, request.existing).map_err(emit_failure)?;
     let model = Model::open(request.model)?;
     compilable(&model)?;
@@ -237,18 +235,21 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
         };
         if let Some(kept) = kept {
             if !windows.is_empty() && i + 1 < count {
-                exec.profile(&region, &module.fused, &[])?;
+                let seen = if propagates(&pipeline) { &kept } else { &region };
+                exec.profile(seen, &module.fused, &[], Afterwards::Exit)?;
             }
             region = kept;
         } else {
             let before = remarks.clone();
             let mut run = |exec: &mut dyn Executor| {
-                run_region(request, &mut manager, &mut module, &shared, i + 1 == count, &mut region, exec, &mut remarks)
+                let cx = &mut module_cx(&mut module, &shared, i + 1 == count);
+                manager.run_part(first.clone(), cx, &mut region, exec, &mut remarks, &mut |e| request.watch.show(e))
             };
             match &mut statistics {
                 Some(folder) => folder.with(&mut exec, run),
                 None => run(&mut exec),
-            }?;
+            }
+            .map_err(|e| pass_failure(&e))?;
             if let Some(work) = &work {
                 work.save(i, &module, &region, &before, &remarks)?;
             }
@@ -259,19 +260,18 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
         module.regions.push(region);
         progress.step(&name);
     }
-    let mut managers = vec![manager];
     if let (Some(tuning), Some(float)) = (&tuning, &float) {
         progress.finish();
         tuning.run(request, &mut module, float, source.as_ref(), &windows, &mut remarks)?;
-        let mut manager = request.watch.manager(request.registry, &tuning.after, request.interrupt)?;
         for (i, mut region) in std::mem::take(&mut module.regions).into_iter().enumerate() {
             request.interrupt.check()?;
-            let last = i + 1 == count;
-            run_region(request, &mut manager, &mut module, &shared, last, &mut region, &mut exec, &mut remarks)?;
+            let (cx, rest) = (&mut module_cx(&mut module, &shared, i + 1 == count), tuning.at + 1..usize::MAX);
+            manager
+                .run_part(rest, cx, &mut region, &mut exec, &mut remarks, &mut |e| request.watch.show(e))
+                .map_err(|e| pass_failure(&e))?;
             emit(&mut region, &module, i == 0)?;
             module.regions.push(region);
         }
-        managers.push(manager);
     }
     progress.finish();
     request.interrupt.check()?;
@@ -296,30 +296,24 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
         work.done();
     }
     let artefact = request.out.clone();
-    let passes = managers.iter().flat_map(|m| summaries(m, &remarks)).collect();
+    let passes = summaries(&manager, &remarks);
     Ok(Outcome { artefact, seconds: start.elapsed().as_secs_f64(), peak_rss_bytes: rss::peak(), passes, report })
 }
 
-/// Runs a pipeline on one region of a module.
-#[expect(clippy::too_many_arguments, reason = "what the loops over regions share")]
-fn run_region(
-    request: &Request<'_>,
-    manager: &mut Manager,
-    module: &mut Module,
-    shared: &std::collections::BTreeSet<String>,
-    last: bool,
-    region: &mut Region,
-    exec: &mut dyn Executor,
-    remarks: &mut Remarks,
-) -> Result<(), Failure> {
-    let mut cx = ModuleCx { fused: &mut module.fused, dims: &module.dims, dtype: module.dtype, shared, last };
-    let done = manager.run_region(&mut cx, region, exec, remarks, &mut |e| request.watch.show(e));
-    done.map(drop).map_err(|e| pass_failure(&e))
+/// What passes are told of the module around a region.
+fn module_cx<'a>(module: &'a mut Module, shared: &'a BTreeSet<String>, last: bool) -> ModuleCx<'a> {
+    ModuleCx { fused: &mut module.fused, dims: &module.dims, dtype: module.dtype, shared, last }
 }
 
 /// Whether a pipeline measures activations. (What cannot be read as a pipeline does not; the manager says why.)
 pub fn profiles(pipeline: &str) -> bool {
     pipeline.parse::<Pipeline>().is_ok_and(|p| p.steps.iter().any(|s| s.name == Profile::NAME))
+}
+
+/// Whether later layers are to see the errors of earlier ones.
+fn propagates(pipeline: &str) -> bool {
+    let propagate = |s: &Step| s.name == Profile::NAME && s.options.get("propagate") == Some(&Json::Bool(true));
+    pipeline.parse::<Pipeline>().is_ok_and(|p| p.steps.iter().any(propagate))
 }
 
 /// At most `samples` calibration windows of `seqlen` tokens.

@@ -1,4 +1,4 @@
-//! The part of a compile that takes the whole model at once: the pipeline is split at `tune`.
+//! The part of a compile that takes the whole model at once: every region comes as far as `tune`, then all are tuned.
 
 use awqc_exec::{Control, tune};
 use awqc_ir::{Module, TensorSource, verify::verify};
@@ -13,27 +13,26 @@ use crate::progress::Progress;
 
 /// A pipeline that tunes.
 pub(crate) struct Tuning {
+    /// Where `tune` stands in the pipeline.
+    pub(crate) at: usize,
     options: TuneOptions,
-    /// What every region goes through first.
-    pub(crate) before: String,
-    /// What follows.
-    pub(crate) after: String,
 }
 
 impl Tuning {
-    /// The parts of `pipeline`, if it has a `tune`.
+    /// The `tune` of `pipeline`, if it has one.
     ///
     /// # Errors
     /// When it has two.
     pub(crate) fn of(pipeline: &str) -> Result<Option<Self>, Failure> {
         let usage = |e: &dyn std::fmt::Display| Failure::new(Exit::Usage, e);
-        let pipeline: Pipeline = pipeline.parse().map_err(|e| usage(&e))?;
-        let Some((before, step, after)) = pipeline.split(Tune::NAME) else { return Ok(None) };
-        if after.steps.iter().any(|s| s.name == Tune::NAME) {
+        let Pipeline { steps } = pipeline.parse().map_err(|e| usage(&e))?;
+        let mut found = steps.into_iter().enumerate().filter(|(_, s)| s.name == Tune::NAME);
+        let Some((at, step)) = found.next() else { return Ok(None) };
+        if found.next().is_some() {
             return Err(Failure::new(Exit::Usage, "a pipeline can tune once only"));
         }
         let options = serde_json::from_value(Json::Object(step.options)).map_err(|e| usage(&e))?;
-        Ok(Some(Self { options, before: before.to_string(), after: after.to_string() }))
+        Ok(Some(Self { at, options }))
     }
 
     /// Whether there is enough calibration text: asked before work is done.

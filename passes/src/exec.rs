@@ -48,10 +48,21 @@ pub enum ExecError {
     Interrupted,
 }
 
+/// Where the calibration stream is to stand after a region was profiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Afterwards {
+    /// At the region's exit: the next region sees what this one gives as it is now.
+    Exit,
+    /// Where it was: whoever drives the compilation moves it when the region has got its final form, so that the next
+    /// region sees the errors of this one.
+    Entry,
+}
+
 /// What a pass may ask of the outside world.
 ///
 /// An executor carries the *calibration stream*: the hidden states of every calibration sequence at the entry of the
-/// region that is being compiled. Regions are compiled in order, and [`Executor::profile`] moves the stream on.
+/// region that is being compiled. Regions are compiled in order, and
+/// [`Executor::profile`] moves the stream on.
 pub trait Executor: Sync {
     /// The numbers of a weight as f32: float terms as computed, quantized terms decoded. Float terms are rounded once,
     /// to the element type of the weight itself.
@@ -60,13 +71,19 @@ pub trait Executor: Sync {
     /// When a tensor cannot be read, or data of the region has no numbers.
     fn realize(&self, region: &Region, weight: WeightId) -> Result<Tensor, ExecError>;
 
-    /// Runs `region` over the whole calibration stream and moves the stream to its exit. Returns, for each of `taps`,
-    /// the statistics of that value over all tokens, or, for a value `[E,B,S,C]`, of each expert's rows in turn. A short sample of the region's inputs stays available to
-    /// [`Executor::evaluate`] until the next call.
+    /// Runs `region` over the whole calibration stream, which moves to its exit or stays at its entry. Returns, for each
+    /// of `taps`, the statistics of that value over all tokens, or, for a value `[E,B,S,C]`, of each expert's rows in
+    /// turn. A short sample of the region's inputs stays available to [`Executor::evaluate`] until the next call.
     ///
     /// # Errors
     /// When there is no calibration stream, a tensor cannot be read, or a value is not finite.
-    fn profile(&mut self, region: &Region, fused: &[FusedDef], taps: &[ValueId]) -> Result<Vec<InputStats>, ExecError>;
+    fn profile(
+        &mut self,
+        region: &Region,
+        fused: &[FusedDef],
+        taps: &[ValueId],
+        afterwards: Afterwards,
+    ) -> Result<Vec<InputStats>, ExecError>;
 
     /// Runs `region` on the sample of its inputs that [`Executor::profile`] kept, or, if none was kept, on synthetic
     /// inputs that depend only on the region's parameter types, and returns the values `at`.

@@ -43,11 +43,13 @@ impl InputStats {
     }
 }
 
-/// Facts of the region at hand, keyed by value. They follow the values when the region is compacted.
+/// Facts of the region at hand. Those keyed by value follow the values when the region is compacted.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
     /// Statistics of the inputs of linears: one set, or one for each expert whose rows the value holds.
     pub inputs: BTreeMap<ValueId, Vec<InputStats>>,
+    /// Whether the calibration stream waits at the region's entry, for the region in its final form to move it on.
+    pub waiting: bool,
 }
 
 /// Below so many calibration tokens, nothing is searched for an expert: its weights are rounded as they are.

@@ -30,7 +30,7 @@ pub mod rewrite;
 pub mod rtn;
 pub mod tune;
 
-pub use exec::{ExecError, Executor, Tensor};
+pub use exec::{Afterwards, ExecError, Executor, Tensor};
 pub use facts::{Facts, InputStats};
 pub use manager::{Manager, ManagerError, ModuleCx, RegionReport};
 pub use pass::{Budget, Changed, Fidelity, Pass, PassCx, PassError};

@@ -4,6 +4,7 @@
 //! each pass the region is compacted and verified, and on request run before and after and compared.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -11,11 +12,12 @@ use std::time::{Duration, Instant};
 use awqc_ir::Diagnostics;
 use awqc_ir::{Elem, FusedDef, Module, Name, Quant, Region, RegionName};
 
-use crate::exec::{ExecError, Executor};
+use crate::exec::{Afterwards, ExecError, Executor};
 use crate::facts::Facts;
 use crate::instrument::{self, Event, Hook, Point};
-use crate::pass::{Budget, Changed, Fidelity, PassCx, PassError};
+use crate::pass::{Budget, Changed, Fidelity, Pass, PassCx, PassError};
 use crate::pipeline::{Pipeline, PipelineError, Step};
+use crate::profile::Profile;
 use crate::registry::{DynPass, Registry};
 use crate::remark::Remarks;
 
@@ -157,8 +159,26 @@ impl Manager {
         remarks: &mut Remarks,
         sink: &mut dyn FnMut(Event),
     ) -> Result<RegionReport, ManagerError> {
+        self.run_part(0..self.passes.len(), cx, region, exec, remarks, sink)
+    }
+
+    /// Runs the passes at these places of the pipeline on one region, for drivers that bring all regions as far before
+    /// any goes on. What an earlier part found out of the region's activations is forgotten. A calibration stream that
+    /// [`Profile`] left at the region's entry is moved to its exit at the end.
+    ///
+    /// # Errors
+    /// As [`Manager::run_region`].
+    pub fn run_part(
+        &mut self,
+        part: Range<usize>,
+        cx: &mut ModuleCx<'_>,
+        region: &mut Region,
+        exec: &mut dyn Executor,
+        remarks: &mut Remarks,
+        sink: &mut dyn FnMut(Event),
+    ) -> Result<RegionReport, ManagerError> {
         let mut report = RegionReport { region: region.name.clone(), changed: Vec::new(), facts: Facts::default() };
-        for index in 0..self.passes.len() {
+        for index in part.start..part.end.min(self.passes.len()) {
             let rest = Pipeline { steps: self.steps.iter().skip(index).cloned().collect() }.to_string();
             let name = self.passes[index].name().to_owned();
             let at = Point { index, pass: &name, region: &report.region, pipeline: &rest };
@@ -179,6 +199,14 @@ impl Manager {
             for hook in &mut self.hooks {
                 hook.after(&at, &|| print(cx, region), sink);
             }
+        }
+        if std::mem::take(&mut report.facts.waiting) {
+            let moved = exec.profile(region, cx.fused, &[], Afterwards::Exit);
+            moved.map_err(|e| ManagerError {
+                region: report.region.clone(),
+                pass: Profile::NAME.to_owned(),
+                kind: PassError::from(e).into(),
+            })?;
         }
         Ok(report)
     }

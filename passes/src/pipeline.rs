@@ -89,13 +89,6 @@ impl Pipeline {
         (text, span)
     }
 
-    /// The steps before and behind the first of this name, and the step itself.
-    pub fn split(&self, name: &str) -> Option<(Self, Step, Self)> {
-        let at = self.steps.iter().position(|s| s.name == name)?;
-        let part = |steps: &[Step]| Self { steps: steps.to_vec() };
-        Some((part(&self.steps[..at]), self.steps[at].clone(), part(&self.steps[at + 1..])))
-    }
-
     /// An error about a step, or about one of its options.
     pub fn error(&self, step: usize, option: Option<&str>, message: String, help: Option<String>) -> PipelineError {
         let (text, span) = self.locate(step, option);

@@ -6,18 +6,24 @@ use awqc_ir::{Region, ValueId};
 use serde::{Deserialize, Serialize};
 
 use crate::analysis::linears::linears;
+use crate::exec::Afterwards;
 use crate::facts::{FEW_TOKENS, InputStats};
 use crate::pass::{Changed, Fidelity, Pass, PassCx, PassError};
 use crate::remark::RemarkKind;
 
 /// See the documentation of the pass.
 #[derive(Clone, Debug)]
-pub struct Profile {}
+pub struct Profile {
+    afterwards: Afterwards,
+}
 
 /// Options of [`Profile`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ProfileOptions {}
+#[serde(default, deny_unknown_fields)]
+pub struct ProfileOptions {
+    /// Whether the layers behind see the errors of this one.
+    pub propagate: bool,
+}
 
 impl Pass for Profile {
     const NAME: &'static str = "profile";
@@ -28,14 +34,18 @@ tokens, mean and largest magnitude and Gram matrix of its channels, and a few sa
 # Before
 Any region.
 # After
-The same region. The passes behind this one find the statistics of its activations; the stream stands at its exit.
+The same region. The passes behind this one find the statistics of its activations; the stream stands at its exit, or,
+with `propagate`, at its entry until the last pass has run: then the region as it has become moves it on.
 # Legal when
 Always. Regions that are not layers have no linears to quantize: the stream only moves through them, and the last one
 is left out, because nothing comes after it.
 # Fidelity
 Exact: nothing changes.
 # Options
-None. Saved statistics take the place of a run when the driver is given them.
+`propagate` (`false`): the statistics of a layer are those of a model whose earlier layers are compiled already, so that
+later layers can make up for their errors. Such statistics hold for one pipeline only and cannot be saved.
+
+Saved statistics take the place of a run when the driver is given them.
 # Reference
 The statistics of AWQ (arXiv 2306.00978, section 3.2) and, with the Gram matrix, of GPTQ (arXiv 2210.17323, section 3).
 ";
@@ -45,8 +55,8 @@ The statistics of AWQ (arXiv 2306.00978, section 3.2) and, with the Gram matrix,
         Fidelity::Exact
     }
 
-    fn new(_: Self::Options) -> Result<Self, PassError> {
-        Ok(Self {})
+    fn new(options: Self::Options) -> Result<Self, PassError> {
+        Ok(Self { afterwards: if options.propagate { Afterwards::Entry } else { Afterwards::Exit } })
     }
 
     fn run(&self, region: &mut Region, cx: &mut PassCx<'_>) -> Result<Changed, PassError> {
@@ -54,7 +64,8 @@ The statistics of AWQ (arXiv 2306.00978, section 3.2) and, with the Gram matrix,
         if taps.is_empty() && cx.last {
             return Ok(Changed::No);
         }
-        let stats = cx.exec.profile(region, cx.fused, &taps)?;
+        let stats = cx.exec.profile(region, cx.fused, &taps, self.afterwards)?;
+        cx.facts.waiting = self.afterwards == Afterwards::Entry && !cx.last;
         store::check(region, &taps, &stats)?;
         cx.remarks.count("taps", taps.len() as f64);
         let mut stats = stats.into_iter();

@@ -14,6 +14,7 @@ use crate::pass::{Changed, Fidelity, Pass, PassCx, PassError};
 use crate::remark::RemarkKind;
 use crate::rtn;
 
+pub use compensate::code_data;
 pub use group::GroupOption;
 
 /// See the documentation of the pass.
@@ -191,7 +192,10 @@ AWQ, arXiv 2306.00978, equation 1 (the symmetric case). GPTQ, arXiv 2210.17323, 
             let quantized = Type::new(Elem::Quant(self.quant), ty.shape);
             match codes {
                 None => region.wrap_weight(weight, quantized, WeightExpr::Quant),
-                Some(codes) => compensate::wrap(region, weight, quantized, codes),
+                Some(found) => {
+                    let [codes, scales, zeros] = code_data(region, &label(region, weight), found);
+                    region.wrap_weight(weight, quantized, |of| WeightExpr::Codes { of, codes, scales, zeros });
+                }
             }
             done += 1;
         }

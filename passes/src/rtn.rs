@@ -33,11 +33,16 @@ impl Codes {
 
     /// The numbers that the codes stand for: `(code − zero) · scale`, `[rows, cols]`.
     pub fn decode(&self) -> Vec<f32> {
+        self.decode_with(&self.scales)
+    }
+
+    /// The numbers that the codes would stand for with these scales, `[rows, groups]`.
+    pub fn decode_with(&self, scales: &[f32]) -> Vec<f32> {
         let (cols, groups) = (self.cols.max(1), self.groups().max(1));
         let group = self.quant.group.len(self.cols);
         let mut out = vec![0.0; self.codes.len()];
         let rows = out.par_chunks_mut(cols).zip(self.codes.par_chunks(cols));
-        rows.zip(self.scales.par_chunks(groups)).zip(self.zeros.par_chunks(groups)).for_each(
+        rows.zip(scales.par_chunks(groups)).zip(self.zeros.par_chunks(groups)).for_each(
             |(((out, codes), scales), zeros)| {
                 let parts = out.chunks_mut(group).zip(codes.chunks(group));
                 for ((out, codes), (scale, zero)) in parts.zip(scales.iter().zip(zeros)) {

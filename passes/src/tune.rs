@@ -1,7 +1,7 @@
 //! `tune`: moves scales and gains so that a whole model predicts what it did before quantization.
 //!
-//! The one pass that sees more than a region. Here are its name, options and documentation; a driver splits the pipeline
-//! at it ([`crate::pipeline::Pipeline::split`]), brings every region as far, and has the executor tune the module.
+//! The one pass that sees more than a region. Here are its name, options and documentation; a driver brings every
+//! region as far ([`crate::manager::Manager::run_part`]) and then has the executor tune the module.
 
 use awqc_ir::Region;
 use serde::{Deserialize, Serialize};

@@ -14,7 +14,7 @@ use awqc_passes::manager::{Manager, ManagerError, ManagerErrorKind, Options, sha
 use awqc_passes::pass::Budget;
 use awqc_passes::rewrite::parse_rules;
 use awqc_passes::{
-    Changed, ExecError, Executor, Fidelity, InputStats, Pass, PassCx, PassError, Registry, Remarks, Tensor,
+    Afterwards, Changed, ExecError, Executor, Fidelity, InputStats, Pass, PassCx, PassError, Registry, Remarks, Tensor,
 };
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +26,13 @@ impl Executor for Counting {
         Err(ExecError::Unavailable("no weights".into()))
     }
 
-    fn profile(&mut self, _: &Region, _: &[FusedDef], _: &[ValueId]) -> Result<Vec<InputStats>, ExecError> {
+    fn profile(
+        &mut self,
+        _: &Region,
+        _: &[FusedDef],
+        _: &[ValueId],
+        _: Afterwards,
+    ) -> Result<Vec<InputStats>, ExecError> {
         Err(ExecError::Unavailable("no stream".into()))
     }
 

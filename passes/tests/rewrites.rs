@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use awqc_ir::{FusedDef, Module, Region, ValueId, WeightId, text};
 use awqc_passes::pass::Budget;
 use awqc_passes::rewrite::{Rule, parse_rules, run};
-use awqc_passes::{Changed, ExecError, Executor, Facts, InputStats, PassCx, PassError, RemarkKind, Remarks, Tensor};
+use awqc_passes::{
+    Afterwards, Changed, ExecError, Executor, Facts, InputStats, PassCx, PassError, RemarkKind, Remarks, Tensor,
+};
 
 struct Nothing;
 
@@ -14,7 +16,13 @@ impl Executor for Nothing {
         Err(ExecError::Unavailable("nothing runs here".into()))
     }
 
-    fn profile(&mut self, _: &Region, _: &[FusedDef], _: &[ValueId]) -> Result<Vec<InputStats>, ExecError> {
+    fn profile(
+        &mut self,
+        _: &Region,
+        _: &[FusedDef],
+        _: &[ValueId],
+        _: Afterwards,
+    ) -> Result<Vec<InputStats>, ExecError> {
         Err(ExecError::Unavailable("nothing runs here".into()))
     }
 

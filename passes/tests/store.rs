@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use awqc_ir::{FusedDef, Region, ValueId, WeightId};
 use awqc_passes::profile::store::{Recording, Replaying, StatsStore, from_tensors, to_tensors};
 use awqc_passes::profile::taps;
-use awqc_passes::{ExecError, Executor, InputStats, Tensor};
+use awqc_passes::{Afterwards, ExecError, Executor, InputStats, Tensor};
 use support::{Naive, layer};
 
 const BODY: &str = r#"layer @0 (%x: f32[B,S,6]) from "m" {
@@ -45,7 +45,13 @@ impl Executor for Still {
         self.0.realize(region, weight)
     }
 
-    fn profile(&mut self, _: &Region, _: &[FusedDef], _: &[ValueId]) -> Result<Vec<InputStats>, ExecError> {
+    fn profile(
+        &mut self,
+        _: &Region,
+        _: &[FusedDef],
+        _: &[ValueId],
+        _: Afterwards,
+    ) -> Result<Vec<InputStats>, ExecError> {
         panic!("a compile from saved statistics must not run the model")
     }
 
@@ -59,7 +65,8 @@ fn recorded() -> (Region, Vec<InputStats>, Kept) {
     let taps = taps(&region);
     assert_eq!(taps.len(), 2);
     let mut naive = Naive::new(30);
-    let stats = Recording { inner: &mut naive, store: &mut store }.profile(&region, &[], &taps).unwrap();
+    let stats =
+        Recording { inner: &mut naive, store: &mut store }.profile(&region, &[], &taps, Afterwards::Exit).unwrap();
     (region, stats, store)
 }
 
@@ -68,9 +75,9 @@ fn what_is_saved_comes_back() {
     let (region, stats, store) = recorded();
     let mut still = Still(Naive::new(30));
     let mut replay = Replaying { inner: &mut still, store: &store };
-    assert_eq!(replay.profile(&region, &[], &taps(&region)).unwrap(), stats);
+    assert_eq!(replay.profile(&region, &[], &taps(&region), Afterwards::Exit).unwrap(), stats);
     // Regions without taps need nothing.
-    assert_eq!(replay.profile(&region, &[], &[]).unwrap(), []);
+    assert_eq!(replay.profile(&region, &[], &[], Afterwards::Exit).unwrap(), []);
 }
 
 #[test]
@@ -85,10 +92,14 @@ fn statistics_of_another_model_are_refused() {
     let (region, _, mut store) = recorded();
     let mut still = Still(Naive::new(30));
     let other = layer(&BODY.replace("[5,6]", "[7,6]").replace("[6,5]", "[6,7]").replace("B,S,5", "B,S,7"));
-    let error = Replaying { inner: &mut still, store: &store }.profile(&other, &[], &taps(&other)).unwrap_err();
+    let error = Replaying { inner: &mut still, store: &store }
+        .profile(&other, &[], &taps(&other), Afterwards::Exit)
+        .unwrap_err();
     assert!(error.to_string().contains("%r is f32[B,S,7]") && error.to_string().contains("5 channels"), "{error}");
     store.0.clear();
-    let error = Replaying { inner: &mut still, store: &store }.profile(&region, &[], &taps(&region)).unwrap_err();
+    let error = Replaying { inner: &mut still, store: &store }
+        .profile(&region, &[], &taps(&region), Afterwards::Exit)
+        .unwrap_err();
     assert!(error.to_string().contains("region @0"), "{error}");
 }
 

@@ -12,7 +12,7 @@ use awqc_passes::fuse_qkv::FuseQkv;
 use awqc_passes::fuse_rope::FuseRope;
 use awqc_passes::fuse_swiglu::FuseSwiglu;
 use awqc_passes::manager::{Manager, Options};
-use awqc_passes::{ExecError, Executor, InputStats, Registry, Remarks, Tensor};
+use awqc_passes::{Afterwards, ExecError, Executor, InputStats, Registry, Remarks, Tensor};
 
 /// These passes ask nothing of the outside world.
 struct Nothing;
@@ -22,7 +22,13 @@ impl Executor for Nothing {
         Err(ExecError::Unavailable("nothing runs here".into()))
     }
 
-    fn profile(&mut self, _: &Region, _: &[FusedDef], _: &[ValueId]) -> Result<Vec<InputStats>, ExecError> {
+    fn profile(
+        &mut self,
+        _: &Region,
+        _: &[FusedDef],
+        _: &[ValueId],
+        _: Afterwards,
+    ) -> Result<Vec<InputStats>, ExecError> {
         Err(ExecError::Unavailable("nothing runs here".into()))
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use awqc_exec::{Control, HostExecutor};
 use awqc_ir::ValueId;
 use awqc_passes::profile::{store::sets, taps};
-use awqc_passes::{ExecError, Executor, InputStats};
+use awqc_passes::{Afterwards, ExecError, Executor, InputStats};
 
 use super::Lab;
 use crate::failure::Failure;
@@ -92,7 +92,7 @@ fn walk(
         let stats = if taps.is_empty() && i + 1 == module.regions.len() {
             Vec::new()
         } else {
-            exec.profile(region, &module.fused, &taps)?
+            exec.profile(region, &module.fused, &taps, Afterwards::Exit)?
         };
         let mut stats = stats.into_iter();
         let by_tap: BTreeMap<ValueId, Vec<InputStats>> =

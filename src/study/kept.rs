@@ -35,13 +35,14 @@ impl Kept {
     /// # Errors
     /// When the folder belongs to another study, is damaged, or cannot be made.
     pub fn open(dir: Option<&Path>, fingerprint: &Json) -> Result<Self, Failure> {
-        let scratch = match dir {
-            Some(_) => None,
+        let (dir, scratch) = match dir {
+            Some(dir) => (dir.to_owned(), None),
             None => {
-                Some(tempfile::tempdir().map_err(|e| Failure::new(Exit::Failed, format!("a scratch folder: {e}")))?)
+                let scratch = tempfile::tempdir();
+                let scratch = scratch.map_err(|e| Failure::new(Exit::Failed, format!("a scratch folder: {e}")))?;
+                (scratch.path().to_owned(), Some(scratch))
             }
         };
-        let dir = dir.or_else(|| scratch.as_ref().map(TempDir::path)).unwrap_or(Path::new(".")).to_owned();
         claim(&dir, fingerprint, "study")?;
         let path = dir.join("results.jsonl");
         let io = |e: std::io::Error| Failure::io(&path, &e);

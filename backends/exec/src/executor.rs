@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use awqc_ir::{FusedDef, Region, RegionName, TensorSource, ValueId, WeightId};
 use awqc_passes::profile::store::sets;
-use awqc_passes::{ExecError, Executor, InputStats, Tensor};
+use awqc_passes::{Afterwards, ExecError, Executor, InputStats, Tensor};
 use rayon::prelude::*;
 
 use crate::control::Control;
@@ -180,14 +180,21 @@ impl Executor for HostExecutor {
         tensor(region, weight, &self.source)
     }
 
-    fn profile(&mut self, region: &Region, fused: &[FusedDef], taps: &[ValueId]) -> Result<Vec<InputStats>, ExecError> {
+    fn profile(
+        &mut self,
+        region: &Region,
+        fused: &[FusedDef],
+        taps: &[ValueId],
+        afterwards: Afterwards,
+    ) -> Result<Vec<InputStats>, ExecError> {
         if self.streams.is_empty() {
             return Err(ExecError::Unavailable(
                 "there is no calibration stream: give calibration tokens, or leave out the passes that profile".into(),
             ));
         }
+        let stays = afterwards == Afterwards::Entry;
         let is_last = self.last.as_ref() == Some(&region.name);
-        let ran = if is_last { chain::prune(region, taps) } else { region.clone() };
+        let ran = if is_last || stays { chain::prune(region, taps) } else { region.clone() };
         let weights = self.weights(&ran)?;
         let interpreter = Interpreter::<Host> { fused, device: &Default::default() };
         let mut statistics: BTreeMap<ValueId, Vec<Accumulator>> = BTreeMap::new();
@@ -203,6 +210,9 @@ impl Executor for HostExecutor {
                 break;
             }
             self.control.check()?;
+            if stays {
+                moved.extend(batch.iter().cloned());
+            }
             let entered = batch.into_iter().map(|s| chain::enter(s, region)).collect::<Result<Vec<_>, _>>()?;
             for (inputs, _) in entered.iter().take(self.sample_windows.saturating_sub(sample.len())) {
                 sample.push(inputs.clone());
@@ -230,7 +240,9 @@ impl Executor for HostExecutor {
                     statistics.add(&parts.collect::<Vec<_>>());
                 }
             }
-            moved.extend(ran_batch.into_iter().map(|(_, stream)| stream));
+            if !stays {
+                moved.extend(ran_batch.into_iter().map(|(_, stream)| stream));
+            }
             self.control.report(&region.name, moved.len(), total);
         }
         self.streams = moved;

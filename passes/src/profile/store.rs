@@ -6,7 +6,7 @@
 
 use awqc_ir::{FusedDef, Region, ValueId, WeightId};
 
-use crate::exec::{ExecError, Executor, Tensor};
+use crate::exec::{Afterwards, ExecError, Executor, Tensor};
 use crate::facts::InputStats;
 
 /// Where statistics are kept.
@@ -37,8 +37,19 @@ impl Executor for Recording<'_> {
         self.inner.realize(region, weight)
     }
 
-    fn profile(&mut self, region: &Region, fused: &[FusedDef], taps: &[ValueId]) -> Result<Vec<InputStats>, ExecError> {
-        let stats = self.inner.profile(region, fused, taps)?;
+    fn profile(
+        &mut self,
+        region: &Region,
+        fused: &[FusedDef],
+        taps: &[ValueId],
+        afterwards: Afterwards,
+    ) -> Result<Vec<InputStats>, ExecError> {
+        if afterwards == Afterwards::Entry {
+            return Err(ExecError::Unavailable(
+                "the statistics of `profile{propagate}` hold for one pipeline only and cannot be saved: leave one of both out".into(),
+            ));
+        }
+        let stats = self.inner.profile(region, fused, taps, afterwards)?;
         if !taps.is_empty() {
             self.store.save(&region.name.to_string(), &stats)?;
         }
@@ -64,7 +75,18 @@ impl Executor for Replaying<'_> {
         self.inner.realize(region, weight)
     }
 
-    fn profile(&mut self, region: &Region, _: &[FusedDef], taps: &[ValueId]) -> Result<Vec<InputStats>, ExecError> {
+    fn profile(
+        &mut self,
+        region: &Region,
+        _: &[FusedDef],
+        taps: &[ValueId],
+        afterwards: Afterwards,
+    ) -> Result<Vec<InputStats>, ExecError> {
+        if afterwards == Afterwards::Entry {
+            return Err(ExecError::Unavailable(
+                "saved statistics do not know the errors of earlier layers: leave out `propagate`, or give calibration text instead of them".into(),
+            ));
+        }
         if taps.is_empty() {
             return Ok(Vec::new());
         }

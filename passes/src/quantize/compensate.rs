@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use awqc_ir::{Data, DataId, Dim, Quant, Region, ValueId, WeightExpr, WeightId};
+use awqc_ir::{Data, DataId, Dim, Quant, Region, ValueId, WeightId};
 
 use super::error::unclipped;
 use crate::analysis::inputs::{gram, inputs};
@@ -94,9 +94,9 @@ pub(super) fn codes(
     Ok((compensated > 0).then_some(out))
 }
 
-/// Gives `weight` codes.
-pub(super) fn wrap(region: &mut Region, weight: WeightId, ty: awqc_ir::Type, codes: Codes) {
-    let name = label(region, weight);
+/// Makes codes, scales and zero points data of the region, in the order of [`awqc_ir::WeightExpr::Codes`]. `name` is what
+/// people call the weight.
+pub fn code_data(region: &mut Region, name: &str, codes: Codes) -> [DataId; 3] {
     let groups = codes.groups() as u64;
     let (rows, cols) = (codes.rows as u64, codes.cols as u64);
     let floats = |bytes: &[u8]| -> Arc<[f32]> { bytes.iter().map(|b| f32::from(*b)).collect() };
@@ -107,7 +107,7 @@ pub(super) fn wrap(region: &mut Region, weight: WeightId, ty: awqc_ir::Type, cod
     let q = add("q", "codes", cols, floats(&codes.codes));
     let s = add("s", "scales", groups, Arc::from(codes.scales));
     let z = add("z", "zero points", groups, floats(&codes.zeros));
-    region.wrap_weight(weight, ty, |of| WeightExpr::Codes { of, codes: q, scales: s, zeros: z });
+    [q, s, z]
 }
 
 fn statistics<'f>(

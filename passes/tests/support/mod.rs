@@ -6,7 +6,7 @@ pub mod eval;
 use std::collections::{BTreeMap, BTreeSet};
 
 use awqc_ir::{FusedDef, Region, ValueId, WeightId};
-use awqc_passes::{Budget, ExecError, Executor, Facts, InputStats, Pass, PassCx, Remarks, Tensor};
+use awqc_passes::{Afterwards, Budget, ExecError, Executor, Facts, InputStats, Pass, PassCx, Remarks, Tensor};
 
 use eval::{Matrix, Run};
 
@@ -80,7 +80,13 @@ impl Executor for Naive {
         Ok(Tensor::new(shape, data.iter().map(|v| elem.round(*v as f32)).collect()))
     }
 
-    fn profile(&mut self, region: &Region, _: &[FusedDef], taps: &[ValueId]) -> Result<Vec<InputStats>, ExecError> {
+    fn profile(
+        &mut self,
+        region: &Region,
+        _: &[FusedDef],
+        taps: &[ValueId],
+        _: Afterwards,
+    ) -> Result<Vec<InputStats>, ExecError> {
         let values = self.run(region).values();
         Ok(taps.iter().map(|t| stats(&values[t])).collect())
     }

@@ -1,7 +1,11 @@
 //! What tuning moves: the scales of a quantized weight's groups, or the gains of a norm. Both are moved relative to
 //! where they started, by Adam (arXiv 1412.6980).
 
-use awqc_ir::{Data, DataId, DataMap, DataRef, Dim, Name, Op, Operand, Region, TensorSource, WeightExpr, WeightId};
+use std::sync::Arc;
+
+use awqc_ir::{Data, DataMap, DataRef, Dim, Op, Operand, Region, TensorSource, WeightExpr, WeightId};
+use awqc_passes::analysis::linears::label;
+use awqc_passes::quantize::code_data;
 use awqc_passes::rtn::{Codes, round_f16};
 use awqc_passes::{ExecError, Tensor};
 use rayon::prelude::*;
@@ -64,7 +68,7 @@ impl Moved {
     pub(super) fn tensor(&self, region: &Region) -> Tensor {
         let shape = region.weight(self.weight).ty.const_shape();
         let data = match &self.codes {
-            Some(codes) => decode(codes, &self.now()),
+            Some(codes) => codes.decode_with(&self.now()),
             None => self.now(),
         };
         Tensor { shape: shape.unwrap_or_else(|| vec![data.len()]), data }
@@ -108,9 +112,10 @@ impl Moved {
     /// Writes the result into the region.
     pub(super) fn finish(self, region: &mut Region) {
         if self.codes.is_none() {
-            let label = format!("tuned gains of {}", name(region, self.weight));
-            let factors: Vec<f32> = self.change.iter().map(|c| 1.0 + c).collect();
-            let id = add(region, "t", label, vec![factors.len() as u64], factors);
+            let label = format!("tuned gains of {}", label(region, self.weight));
+            let factors: Arc<[f32]> = self.change.iter().map(|c| 1.0 + c).collect();
+            let (name, shape) = (region.fresh_data_name("t"), vec![factors.len() as u64]);
+            let id = region.add_data(Data { name, label: label.into(), shape, values: Some(factors) });
             let by = DataRef { id, map: DataMap::Whole };
             let ty = region.weight(self.weight).ty.clone();
             region.wrap_weight(self.weight, ty, |of| WeightExpr::Mul { axis: 0, of, by });
@@ -129,24 +134,11 @@ pub(super) fn settle(region: &mut Region, source: &dyn TensorSource) -> Result<(
     for weight in region.used_weights() {
         let WeightExpr::Quant(of) = region.weight(weight).expr else { continue };
         let Realized::Quant(codes) = realize(region, weight, source)? else { continue };
-        let (rows, cols, groups) = (codes.rows as u64, codes.cols as u64, codes.groups() as u64);
-        let (ty, label) = (region.weight(weight).ty.clone(), name(region, weight));
-        let numbers = |v: Vec<u8>| v.into_iter().map(f32::from).collect::<Vec<f32>>();
-        let q = add(region, "q", format!("codes of {label}"), vec![rows, cols], numbers(codes.codes));
-        let s = add(region, "s", format!("group scales of {label}"), vec![rows, groups], codes.scales);
-        let z = add(region, "z", format!("zero points of {label}"), vec![rows, groups], numbers(codes.zeros));
-        region.set_weight(weight, WeightExpr::Codes { of, codes: q, scales: s, zeros: z }, ty);
+        let ty = region.weight(weight).ty.clone();
+        let [codes, scales, zeros] = code_data(region, &label(region, weight), codes);
+        region.set_weight(weight, WeightExpr::Codes { of, codes, scales, zeros }, ty);
     }
     Ok(())
-}
-
-fn name(region: &Region, weight: WeightId) -> Name {
-    region.weight(weight).name.clone().unwrap_or_else(|| "a weight".into())
-}
-
-fn add(region: &mut Region, base: &str, label: String, shape: Vec<u64>, values: Vec<f32>) -> DataId {
-    let name = region.fresh_data_name(base);
-    region.add_data(Data { name, label: label.into(), shape, values: Some(values.into()) })
 }
 
 /// Whether a weight is the gain of norms and nothing else.
@@ -159,11 +151,6 @@ fn gains(region: &Region, weight: WeightId) -> bool {
         at == 1 && matches!(op, Op::RmsNorm(_) | Op::LayerNorm(_))
     });
     vector && only && used && region.weight(weight).ty.elem.is_float()
-}
-
-/// `(code − zero) · scale`.
-fn decode(codes: &Codes, scales: &[f32]) -> Vec<f32> {
-    Codes { scales: scales.to_vec(), ..codes.clone() }.decode()
 }
 
 #[cfg(test)]

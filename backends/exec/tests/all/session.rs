@@ -7,7 +7,10 @@ use awqc_exec::host::math::log_sum_exp;
 use awqc_exec::stream::prepare;
 use awqc_exec::{Chunk, Control, Host, HostExecutor, Logits, Session, stream};
 use awqc_ir::{Module, Region, ValueId, WeightExpr, verify};
-use awqc_passes::{ExecError, Executor};
+use awqc_passes::manager::Manager;
+use awqc_passes::profile::{Profile, taps};
+use awqc_passes::quantize::Quantize;
+use awqc_passes::{Afterwards, ExecError, Executor, Registry, Remarks};
 
 use crate::support::{DECODER, diff, module, weights, windows};
 
@@ -148,7 +151,7 @@ fn profile(threads: usize) -> Vec<awqc_passes::InputStats> {
         for region in &m.regions[..3] {
             let names: &[&str] = if region.name.is_layer() { &["x", "h1", "a", "h2", "h1"] } else { &[] };
             let taps: Vec<ValueId> = names.iter().map(|n| value(region, n)).collect();
-            out.extend(exec.profile(region, &m.fused, &taps).unwrap());
+            out.extend(exec.profile(region, &m.fused, &taps, Afterwards::Exit).unwrap());
         }
         out
     })
@@ -199,8 +202,8 @@ fn evaluation_uses_the_kept_sample() {
     let m = module(DECODER);
     let ids = windows(&[6, 6, 6], 50);
     let mut exec = HostExecutor::new(Arc::new(weights(&m))).with_calibration(&ids).unwrap().with_sample_windows(2);
-    exec.profile(&m.regions[0], &m.fused, &[]).unwrap();
-    exec.profile(&m.regions[1], &m.fused, &[]).unwrap();
+    exec.profile(&m.regions[0], &m.fused, &[], Afterwards::Exit).unwrap();
+    exec.profile(&m.regions[1], &m.fused, &[], Afterwards::Exit).unwrap();
     let layer = &m.regions[1];
     let out = exec.evaluate(layer, &m.fused, &[value(layer, "r2"), value(layer, "x")]).unwrap();
     assert_eq!(out[0].shape, [12, 24]);
@@ -227,6 +230,30 @@ fn evaluation_uses_the_kept_sample() {
 }
 
 #[test]
+fn propagated_statistics_are_those_behind_compiled_layers() {
+    let m = module(DECODER);
+    let registry = Registry::empty().with::<Profile>().with::<Quantize>();
+    let exec = || HostExecutor::new(Arc::new(weights(&m))).with_calibration(&windows(&[30, 12], 50)).unwrap();
+    let run = |pipeline: &str, exec: &mut HostExecutor| {
+        let mut m = m.clone();
+        let mut manager = Manager::new(&registry, pipeline.parse().unwrap(), Default::default()).unwrap();
+        let reports = manager.run_module(&mut m, exec, &mut Remarks::default(), &mut |_| ()).unwrap();
+        (m, reports[2].facts.inputs.values().flatten().cloned().collect::<Vec<_>>())
+    };
+    let (_, propagated) = run("profile{propagate},quantize{bits=2,group=8}", &mut exec());
+    let (quantized, _) = run("quantize{bits=2,group=8}", &mut exec());
+    let mut by_hand = exec();
+    for region in &quantized.regions[..2] {
+        by_hand.profile(region, &m.fused, &[], Afterwards::Exit).unwrap();
+    }
+    let float = &m.regions[2];
+    assert_eq!(propagated, by_hand.profile(float, &m.fused, &taps(float), Afterwards::Entry).unwrap());
+    // The stream has stayed where it was.
+    assert_eq!(propagated, by_hand.profile(float, &m.fused, &taps(float), Afterwards::Exit).unwrap());
+    assert_ne!(propagated, run("profile,quantize{bits=2,group=8}", &mut exec()).1);
+}
+
+#[test]
 fn values_that_are_not_finite_are_named() {
     let m = module(DECODER);
     let mut source = weights(&m);
@@ -240,11 +267,11 @@ fn values_that_are_not_finite_are_named() {
     ty.elem = awqc_ir::Elem::F32;
     region.wrap_weight(q, ty, |of| WeightExpr::Offset { of, by: 3e38 });
     let mut exec = HostExecutor::new(Arc::new(source)).with_calibration(&windows(&[4], 50)).unwrap();
-    exec.profile(&big.regions[0], &big.fused, &[]).unwrap();
-    let error = exec.profile(&big.regions[1], &big.fused, &[]).unwrap_err();
+    exec.profile(&big.regions[0], &big.fused, &[], Afterwards::Exit).unwrap();
+    let error = exec.profile(&big.regions[1], &big.fused, &[], Afterwards::Exit).unwrap_err();
     assert!(matches!(&error, ExecError::NotFinite(m) if m.contains("region @0") && m.contains("%q")), "{error}");
     assert!(
-        matches!(exec.profile(&big.regions[1], &big.fused, &[]), Err(ExecError::Unavailable(_))),
+        matches!(exec.profile(&big.regions[1], &big.fused, &[], Afterwards::Exit), Err(ExecError::Unavailable(_))),
         "the stream is gone"
     );
 }
@@ -253,7 +280,7 @@ fn values_that_are_not_finite_are_named() {
 fn without_calibration_there_is_no_profile() {
     let m = module(DECODER);
     let mut exec = HostExecutor::new(Arc::new(weights(&m)));
-    assert!(matches!(exec.profile(&m.regions[0], &m.fused, &[]), Err(ExecError::Unavailable(_))));
+    assert!(matches!(exec.profile(&m.regions[0], &m.fused, &[], Afterwards::Exit), Err(ExecError::Unavailable(_))));
     assert!(HostExecutor::new(Arc::new(weights(&m))).with_calibration(&[]).is_err());
     assert!(HostExecutor::new(Arc::new(weights(&m))).with_calibration(&[vec![]]).is_err());
 }
