@@ -18,6 +18,7 @@ use serde_json::{Value as Json, json};
 
 use crate::calibration::Calibration;
 use crate::device::write_kernels;
+use crate::evaluate::Watched;
 use crate::failure::{Exit, Failure};
 use crate::generate;
 use crate::interrupt::Interrupt;
@@ -262,7 +263,8 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     }
     if let (Some(tuning), Some(float)) = (&tuning, &float) {
         progress.finish();
-        tuning.run(request, &mut module, float, source.as_ref(), &windows, &mut remarks)?;
+        let watched = Watched { interrupt: request.interrupt, quiet: request.quiet };
+        tuning.run(watched, &mut module, float, source.as_ref(), &windows, &mut remarks)?;
         for (i, mut region) in std::mem::take(&mut module.regions).into_iter().enumerate() {
             request.interrupt.check()?;
             let (cx, rest) = (&mut module_cx(&mut module, &shared, i + 1 == count), tuning.at + 1..usize::MAX);

@@ -7,7 +7,7 @@ use awqc_passes::tune::{Tune, TuneOptions};
 use awqc_passes::{Pass, RemarkKind, Remarks};
 use serde_json::{Value as Json, json};
 
-use crate::compile::Request;
+use crate::evaluate::Watched;
 use crate::failure::{Exit, Failure};
 use crate::progress::Progress;
 
@@ -42,7 +42,7 @@ impl Tuning {
     pub(crate) fn check(&self, windows: &[Vec<i32>]) -> Result<(), Failure> {
         if windows.is_empty() {
             return Err(Failure::new(Exit::Usage, "tuning needs calibration text, saved statistics are not enough")
-                .help("leave out --profile"));
+                .help("give calibration text in place of --profile"));
         }
         let (needed, given) = (self.options.held_out + 1, windows.len());
         if given < needed {
@@ -61,7 +61,7 @@ impl Tuning {
     /// When there is no calibration text, a tensor cannot be read, or the user interrupts.
     pub(crate) fn run(
         &self,
-        request: &Request<'_>,
+        watched: Watched<'_>,
         module: &mut Module,
         float: &Module,
         source: &dyn TensorSource,
@@ -71,8 +71,8 @@ impl Tuning {
         let TuneOptions { steps, batch, rate, held_out } = self.options;
         let options = tune::Options { steps, batch, rate: rate as f32, held_out };
         let float = verify(float).map_err(|d| Failure::new(Exit::BadInput, d))?;
-        let control = Control::new().with_interrupt(request.interrupt.flag());
-        let mut progress = Progress::new("tune", steps as u64, request.quiet);
+        let control = Control::new().with_interrupt(watched.interrupt.flag());
+        let mut progress = Progress::new("tune", steps as u64, watched.quiet);
         let tuned = tune::tune(module, float, source, windows, &options, &control, &mut |_, loss| {
             progress.step(&format!("divergence {loss:.4}"));
         })?;

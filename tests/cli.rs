@@ -303,6 +303,26 @@ fn a_cpu_artefact_runs_on_packed_weights() {
 }
 
 #[test]
+fn later_layers_can_see_the_errors_of_earlier_ones() {
+    let dir = scratch();
+    let (model, ids) = (golden("llama"), golden("llama/expected.safetensors"));
+    let make = |n: &str, profile: &str, more: &[&str]| {
+        let passes = format!("{profile},quantize{{SCHEME,method=gptq}}");
+        let flags = [&["--bits", "3", "--target", "reference", "--passes", &passes], more].concat();
+        awqc(&compile(&model, &ids, &path(&dir, n), &flags))
+    };
+    for (name, profile) in [("float", "profile"), ("seen", "profile{propagate}")] {
+        let done = make(name, profile, &[]);
+        assert_eq!(done.code, 0, "{}", done.err);
+    }
+    assert_ne!(contents(&path(&dir, "float")), contents(&path(&dir, "seen")));
+    let statistics = path(&dir, "statistics");
+    let done = make("kept", "profile{propagate}", &["--save-profile", &statistics]);
+    assert!(done.code != 0 && done.err.contains("cannot be saved"), "{}", done.err);
+    assert!(!Path::new(&path(&dir, "kept")).exists());
+}
+
+#[test]
 fn errors_are_compensated_for_every_target() {
     const GPTQ: &str = "profile,quantize{SCHEME,method=gptq},fuse-qkv,fuse-gate-up,fuse-norm,dce";
     for name in ["llama", "gpt2"] {

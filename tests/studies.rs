@@ -120,7 +120,12 @@ fn a_study_goes_on_where_it_stopped() {
     let (gpt2, ids) = (golden("gpt2"), golden("gpt2/expected.safetensors"));
     let common = ["--ids", &ids, "--calib-ids", &ids, "-q"];
     fails(&[&["study", "bits", &gpt2, "--work", &work][..], &common].concat(), 4, "another study");
-    fails(&[&["study", "bits", &gpt2, "--methods", "best"][..], &common].concat(), 2, "the methods are rtn");
+    fails(&[&["study", "bits", &gpt2, "--methods", "worst"][..], &common].concat(), 2, "the methods are rtn");
+    fails(
+        &[&["study", "bits", &gpt2, "--methods", "best"][..], &common].concat(),
+        2,
+        "2 calibration windows are too few",
+    );
     fails(&[&["study", "salient", &gpt2, "--percent", "101"][..], &common].concat(), 2, "0 to 100");
     fails(&[&["study", "calibration", &gpt2, "--windows", "3"][..], &common].concat(), 2, "2 calibration windows");
     fails(&[&["study", "bits", &gpt2, "--ids", &ids][..], &common].concat(), 2, "two texts are called");

@@ -140,7 +140,7 @@ struct Calibrations {
     #[arg(long, value_delimiter = ',', default_value = "1,4,16,64", value_name = "N,…")]
     windows: Vec<usize>,
     /// The methods.
-    #[arg(long, value_delimiter = ',', default_value = "awq", value_name = "METHOD,…")]
+    #[arg(long, value_delimiter = ',', default_value = "awq,gptq", value_name = "METHOD,…")]
     methods: Vec<String>,
 }
 
@@ -150,7 +150,7 @@ struct Bits {
     common: Common,
     #[command(flatten)]
     calibrate: Calibrate,
-    /// The methods; all if not given.
+    /// The methods; all but `best`, which tunes the model as a whole, if not given.
     #[arg(long, value_delimiter = ',', value_name = "METHOD,…")]
     methods: Vec<String>,
     /// Bits a weight.

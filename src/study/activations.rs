@@ -20,6 +20,16 @@ pub enum Calibrated {
     Folder(Folder),
 }
 
+impl Calibrated {
+    /// The windows, if they are at hand.
+    pub fn windows(&self) -> &[Vec<i32>] {
+        match self {
+            Calibrated::Windows(windows) => windows,
+            Calibrated::Folder(_) => &[],
+        }
+    }
+}
+
 /// Mean |x| for each channel, by region and value, for each expert whose rows the value holds.
 pub struct Activations(Vec<BTreeMap<ValueId, Vec<Vec<f32>>>>);
 

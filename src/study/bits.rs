@@ -31,6 +31,7 @@ pub fn run(
     let axes = Axes { x: "bits_per_weight", label: "bits a weight", log: false, series: &["method", "group"] };
     let fixed = json!({ "methods": settings.methods.iter().map(|m| (m.name(), pipeline(*m))).collect::<Vec<_>>() });
     let mut outcome = lab.begin("bits", fixed, axes)?;
+    let windows = calibrated.windows().to_vec();
     let (mut folder, mut calibrated) = (None, Some(calibrated));
     for quant in &settings.quants {
         for method in &settings.methods {
@@ -39,7 +40,8 @@ pub fn run(
             if let Some(calibrated) = calibrated.take_if(|_| needed) {
                 folder = Some(statistics(lab, calibrated, "statistics")?);
             }
-            let found: Quantized = lab.score(&key, |lab| lab.quantized(registry, *method, *quant, folder.as_mut()))?;
+            let found: Quantized =
+                lab.score(&key, |lab| lab.quantized(registry, *method, *quant, folder.as_mut(), &windows))?;
             let group = match quant.group {
                 Group::Size(n) => json!(n),
                 Group::Row => json!("row"),

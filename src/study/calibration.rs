@@ -46,14 +46,14 @@ pub fn run(lab: &mut Lab<'_>, registry: &Registry, settings: &Settings) -> Resul
     for text in texts {
         for size in sizes {
             let key = |method: &Method| format!("{} {quant} {} {size}", method.name(), text.name);
+            let windows: Vec<Vec<i32>> = text.windows.iter().take(*size).cloned().collect();
             let mut folder = None;
             if methods.iter().any(|m| profiled(*m) && !lab.knows(&key(m))) {
-                let windows = text.windows.iter().take(*size).cloned().collect();
-                folder = Some(statistics(lab, Calibrated::Windows(windows), &format!("{}-{size}", text.name))?);
+                folder = Some(statistics(lab, Calibrated::Windows(windows.clone()), &format!("{}-{size}", text.name))?);
             }
             for method in methods {
                 let found: Quantized =
-                    lab.score(&key(method), |lab| lab.quantized(registry, *method, *quant, folder.as_mut()))?;
+                    lab.score(&key(method), |lab| lab.quantized(registry, *method, *quant, folder.as_mut(), &windows))?;
                 let row = cells([
                     ("method", method.name().into()),
                     ("calibrated_on", text.name.as_str().into()),

@@ -4,6 +4,7 @@ use awqc_ir::verify::verify;
 use awqc_ir::{Group, Quant};
 use awqc_passes::manager::shared_tensors;
 use awqc_passes::{Executor, Registry, Remarks};
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::Lab;
@@ -14,17 +15,21 @@ use crate::metrics::Clusters;
 use crate::size::Tally;
 use crate::statistics::Folder;
 use crate::target::{Method, fill};
+use crate::tuning::Tuning;
 use crate::watch::Watch;
 
-/// The methods that are compared: those that treat one layer at a time.
+/// The methods that are compared where none are named: those that treat one layer at a time.
 pub const METHODS: &[Method] = &[Method::Rtn, Method::Paper, Method::Awq, Method::Gptq, Method::AwqGptq];
 
-/// The passes of a method; `SCHEME` stands for bits and group, see [`fill`].
-const PIPELINE: &str = "SEARCH,quantize{SCHEME}";
+/// What a method does to one layer after the other; `SCHEME` stands for bits and group, see [`fill`].
+const LAYERS: &str = "SEARCH,quantize{SCHEME}";
+
+/// All that it does.
+const WHOLE: &str = "SEARCH,quantize{SCHEME}REFINE";
 
 /// The passes of a method, whatever the bits.
 pub fn pipeline(method: Method) -> String {
-    fill(PIPELINE, method, Quant { bits: 4, symmetric: false, group: Group::Row }, 16)
+    fill(WHOLE, method, Quant { bits: 4, symmetric: false, group: Group::Row }, 16)
 }
 
 /// Whether a method looks at activations.
@@ -37,9 +42,9 @@ pub fn profiled(method: Method) -> bool {
 /// # Errors
 /// When there is none; the message lists all.
 pub fn find(name: &str) -> Result<Method, Failure> {
-    METHODS.iter().copied().find(|m| m.name() == name).ok_or_else(|| {
-        let names: Vec<&str> = METHODS.iter().map(|m| m.name()).collect();
-        Failure::new(Exit::Usage, format!("there is no method `{name}` to compare"))
+    Method::value_variants().iter().copied().find(|m| m.name() == name).ok_or_else(|| {
+        let names: Vec<&str> = Method::value_variants().iter().map(|m| m.name()).collect();
+        Failure::new(Exit::Usage, format!("there is no method `{name}`"))
             .help(format!("the methods are {}", names.join(", ")))
     })
 }
@@ -55,18 +60,22 @@ pub struct Quantized {
 
 impl Lab<'_> {
     /// Quantizes the model by a method, with these statistics of its activations if it looks at them, and evaluates it.
+    /// A method that tunes does so on `windows`.
     ///
     /// # Errors
-    /// When a pass fails, the statistics do not fit, or the model cannot be run.
+    /// When a pass fails, the statistics do not fit, there are too few windows, or the model cannot be run.
     pub fn quantized(
         &self,
         registry: &Registry,
         method: Method,
         quant: Quant,
         statistics: Option<&mut Folder>,
+        windows: &[Vec<i32>],
     ) -> Result<Quantized, Failure> {
-        let pipeline = fill(PIPELINE, method, quant, 16);
-        let mut manager = Watch::default().manager(registry, &pipeline, self.watched.interrupt)?;
+        let tuning = Tuning::of(&fill(WHOLE, method, quant, 16))?;
+        tuning.iter().try_for_each(|t| t.check(windows))?;
+        let mut manager =
+            Watch::default().manager(registry, &fill(LAYERS, method, quant, 16), self.watched.interrupt)?;
         let mut module = self.model.module.clone();
         let mut remarks = Remarks::default();
         let mut run = |exec: &mut dyn Executor| manager.run_module(&mut module, exec, &mut remarks, &mut |_| {});
@@ -75,6 +84,10 @@ impl Lab<'_> {
             None => run(&mut executor(self)),
         };
         done.map_err(|e| pass_failure(&e))?;
+        if let Some(tuning) = tuning {
+            let (float, source) = (&self.model.module, self.model.source.as_ref());
+            tuning.run(self.watched, &mut module, float, source, windows, &mut remarks)?;
+        }
         verify(&module).map_err(|d| Failure::new(Exit::Check, d))?;
         let shared = shared_tensors(&module.regions);
         let mut tally = Tally::default();
