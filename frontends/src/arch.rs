@@ -22,6 +22,7 @@ files! {
     "gptj",
     "granite",
     "llama",
+    "llava",
     "mistral",
     "mixtral",
     "mpt",

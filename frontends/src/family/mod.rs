@@ -70,7 +70,7 @@ pub struct Condition(pub String);
 /// What a configuration key must hold.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KeyRule {
-    /// The key.
+    /// The key; `a.b` for the key `b` of the object `a`.
     pub key: String,
     /// What it must hold.
     pub kind: KeyKind,
@@ -99,7 +99,7 @@ pub enum KeyKind {
 
 impl KeyRule {
     fn check(&self, path: &Path, config: &Map<String, Json>) -> Result<(), ImportError> {
-        let value = match config.get(&self.key) {
+        let value = match value_at(config, &self.key) {
             None | Some(Json::Null) if self.optional => return Ok(()),
             None | Some(Json::Null) => {
                 return Err(ImportError::config(
@@ -139,6 +139,13 @@ impl KeyKind {
             KeyKind::Object => "an object",
         }
     }
+}
+
+/// The value of a key, `a.b` for the key `b` of the object `a`.
+fn value_at<'c>(config: &'c Map<String, Json>, key: &str) -> Option<&'c Json> {
+    let mut path = key.split('.');
+    let first = config.get(path.next()?)?;
+    path.try_fold(first, |value, key| value.get(key))
 }
 
 /// A value in a message, cut where it gets long.
@@ -203,7 +210,7 @@ pub(crate) fn by_config(path: &Path, config: &Map<String, Json>) -> Result<Famil
         (None, None) => false,
     };
     let families = families()?;
-    let env = ConfigEnv { path, config };
+    let env = ConfigEnv { path, config, number: None };
     for family in families.iter().filter(|f| fits(f)) {
         if family.when.as_ref().map_or(Ok(true), |w| truth(&w.0, &env))? {
             return Ok(family.clone());

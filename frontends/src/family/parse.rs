@@ -6,7 +6,7 @@
 //! harmless KEY, KEY                            keys that change nothing of what the model computes
 //! fixed KEY = JSON                             a key that is known with this value only
 //! alias "PREFIX" = "PREFIX"                    tensor names that begin with the first are read as if with the second
-//! ignore "PATTERN" [when EXPR]                 tensors that are known to be of no use
+//! ignore "PATTERN" [when EXPR]                 tensors that are known to be of no use; `number` is what `{i}` stands for
 //! only "PATTERN" when EXPR                     tensors that are there if, and only if, the condition holds
 //! gguf "NAME" for CLASS { … }                  the same model in a GGUF file, see the `gguf` module
 //! ```
