@@ -27,6 +27,7 @@ files! {
     "mixtral",
     "mpt",
     "olmo2",
+    "openflamingo",
     "opt",
     "opt_postnorm",
     "phi",
@@ -39,4 +40,5 @@ files! {
     "smollm3",
     "stablelm",
     "starcoder2",
+    "vila",
 }

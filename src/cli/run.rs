@@ -9,6 +9,7 @@ use crate::chat::{Turn, render};
 use crate::engine::{EngineArgs, engine};
 use crate::failure::{Exit, Failure};
 use crate::generate::{Settings, generate};
+use crate::images::{encode, pixels};
 use crate::model::Model;
 use crate::progress::print;
 use crate::sample::Sampling;
@@ -22,6 +23,10 @@ pub(super) struct Args {
     /// What to continue, or, with --chat, to answer.
     #[arg(long, short)]
     prompt: String,
+    /// An image (PNG or JPEG) for a model that takes them: where `<image>` stands in the prompt, at its beginning if that
+    /// stands nowhere. Once for each image.
+    #[arg(long, value_name = "FILE")]
+    image: Vec<PathBuf>,
     /// Put the prompt into the model's chat template.
     #[arg(long)]
     chat: bool,
@@ -56,7 +61,17 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
         .tokenizer()?
         .ok_or_else(|| Failure::new(Exit::BadInput, "the model has no tokenizer.json, so text cannot be tokenized"))?;
     let prompt = if args.chat { chat(&model, args)? } else { args.prompt.clone() };
-    let ids = tokenizer.encode(&prompt)?;
+    let images = match (model.module.images(), args.image.len()) {
+        (_, 0) => None,
+        (None, _) => {
+            return Err(Failure::new(Exit::Usage, "--image: the model takes text alone, no images").help("leave it out"));
+        }
+        (Some(images), _) => Some(images),
+    };
+    let ids = match &images {
+        Some(images) => encode(&tokenizer, &prompt, images, args.image.len())?,
+        None => tokenizer.encode(&prompt)?,
+    };
     if ids.is_empty() {
         return Err(Failure::new(Exit::Usage, "the prompt is empty"));
     }
@@ -66,7 +81,11 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
         sampling: Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p },
         seed: args.seed,
     };
+    let pixels = images.map(|images| pixels(&model, &images, &args.image)).transpose()?;
     let mut engine = engine(&model, &args.engine, ids.len() + args.max_tokens, context.threads)?;
+    if let Some(pixels) = pixels {
+        engine.see(pixels)?;
+    }
     let mut shown = String::new();
     let mut tokens = Vec::new();
     let mut show = |token: i32| {

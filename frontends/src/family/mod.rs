@@ -51,6 +51,8 @@ pub struct Family {
     pub harmless: Vec<String>,
     /// Keys that are harmless with one value, as JSON.
     pub fixed: Vec<(String, String)>,
+    /// Folders that hold the model's parts.
+    pub parts: Vec<Part>,
     /// Other prefixes of tensor names, and what they stand for.
     pub aliases: Vec<(String, String)>,
     /// Tensors of no use.
@@ -61,6 +63,15 @@ pub struct Family {
     pub gguf: Vec<GgufSection>,
     /// The text after the directives.
     pub template: String,
+}
+
+/// A folder with a part of the model: its tensors are called by the folder's name, a dot, and their own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    /// The folder.
+    pub folder: String,
+    /// The key under which the template finds the part's configuration.
+    pub key: String,
 }
 
 /// A compile-time expression over `config`.
