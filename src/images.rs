@@ -120,7 +120,10 @@ impl Preparation {
         let rescale = match config.get("rescale_factor") {
             _ if !flag(config, "do_rescale", true)? => 1.0,
             None | Some(Json::Null) => 1.0 / 255.0,
-            Some(value) => value.as_f64().filter(|v| v.is_finite()).ok_or_else(|| bad("rescale_factor", "must be a number"))? as f32,
+            Some(value) => {
+                value.as_f64().filter(|v| v.is_finite()).ok_or_else(|| bad("rescale_factor", "must be a number"))?
+                    as f32
+            }
         };
         let (mean, deviation) = if flag(config, "do_normalize", true)? {
             (colours(config, "image_mean")?, colours(config, "image_std")?)
@@ -147,7 +150,8 @@ impl Preparation {
             None | Some("resize") => {}
             Some("pad") => own.square = Some(Rgb(own.mean.map(|m| (m * 255.0) as u8))),
             Some(other) => {
-                let message = format!("the model's configuration has image_aspect_ratio={other}; resize and pad are known");
+                let message =
+                    format!("the model's configuration has image_aspect_ratio={other}; resize and pad are known");
                 return Err(Failure::new(Exit::Unsupported, message));
             }
         }
@@ -204,9 +208,8 @@ fn read(path: &Path) -> Result<RgbImage, Failure> {
         Failure::new(Exit::BadInput, format!("{}: not an image that can be read: {e}", path.display()))
             .help("PNG and JPEG are known")
     };
-    let mut reader = ImageReader::open(path)
-        .and_then(ImageReader::with_guessed_format)
-        .map_err(|e| Failure::io(path, &e))?;
+    let mut reader =
+        ImageReader::open(path).and_then(ImageReader::with_guessed_format).map_err(|e| Failure::io(path, &e))?;
     let mut limits = image::Limits::default();
     limits.max_alloc = Some(LIMIT);
     reader.limits(limits);
@@ -254,9 +257,10 @@ pub fn encode(tokenizer: &Tokenizer, prompt: &str, images: &Images, count: usize
         let message = format!("the prompt has {places} places for images ({MARK}), images given: {count}");
         return Err(Failure::new(Exit::Usage, message).help("give one --image for each place, or no place at all"));
     }
-    let token = images.token.and_then(|t| i32::try_from(t).ok()).ok_or_else(|| {
-        Failure::new(Exit::Unsupported, "the model takes images, but looks for none in its text")
-    })?;
+    let token = images
+        .token
+        .and_then(|t| i32::try_from(t).ok())
+        .ok_or_else(|| Failure::new(Exit::Unsupported, "the model takes images, but looks for none in its text"))?;
     let mut ids = Vec::new();
     for (i, text) in prompt.split(MARK).enumerate() {
         if i > 0 {
@@ -283,7 +287,8 @@ mod tests {
     #[test]
     fn the_middle_of_an_image_becomes_numbers() {
         // Six columns, the first and last of which are cut off; no resizing is needed.
-        let image = RgbImage::from_fn(6, 4, |x, y| Rgb([if (1..5).contains(&x) { 255 } else { 7 }, (y * 10) as u8, 51]));
+        let image =
+            RgbImage::from_fn(6, 4, |x, y| Rgb([if (1..5).contains(&x) { 255 } else { 7 }, (y * 10) as u8, 51]));
         let (numbers, lines, columns) = Preparation::of(&clip()).expect("settings").prepare(&image);
         assert_eq!((lines, columns, numbers.len()), (4, 4, 48));
         assert!(numbers[..16].iter().all(|v| (v - 1.0).abs() < 1e-6), "{numbers:?}");
@@ -294,7 +299,10 @@ mod tests {
     #[test]
     fn the_shorter_side_is_resized_and_squares_are_padded() {
         let image = RgbImage::from_pixel(20, 8, Rgb([100, 100, 100]));
-        let settings = Preparation::of(&json!({"size": {"shortest_edge": 4}, "do_center_crop": false, "do_normalize": false, "do_rescale": false})).expect("settings");
+        let settings = Preparation::of(
+            &json!({"size": {"shortest_edge": 4}, "do_center_crop": false, "do_normalize": false, "do_rescale": false}),
+        )
+        .expect("settings");
         let (numbers, lines, columns) = settings.prepare(&image);
         assert_eq!((lines, columns), (4, 10));
         assert!(numbers.iter().all(|v| *v == 100.0));

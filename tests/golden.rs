@@ -63,7 +63,8 @@ fn greedy_continuations_agree_token_for_token() {
         let (name, expected) = (name(&folder), Expected::read(&folder));
         let (prompt, want): (Vec<i32>, Vec<i32>) = match expected.ints.get("generated") {
             Some((_, new)) => {
-                let prompt = expected.ints.get("prompt").map_or(expected.ids()[0][..6].to_vec(), |(_, ids)| ids.clone());
+                let prompt =
+                    expected.ints.get("prompt").map_or(expected.ids()[0][..6].to_vec(), |(_, ids)| ids.clone());
                 (prompt, new.clone())
             }
             None => {

@@ -23,7 +23,7 @@ fn the_table_of_sites() {
             let sites = gauge::sites(region, &shared);
             let lines: String = sites.iter().map(|s| format!("    {}\n", gauge::describe(region, s))).collect();
             // Layers alike print once.
-            if lines != last || !region.name.is_layer() {
+            if lines != last || !(region.name.is_layer() || region.name.numbered().is_some()) {
                 let _ = write!(table, "  {}\n{lines}", region.name);
             }
             last = lines;

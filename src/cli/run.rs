@@ -64,7 +64,9 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     let images = match (model.module.images(), args.image.len()) {
         (_, 0) => None,
         (None, _) => {
-            return Err(Failure::new(Exit::Usage, "--image: the model takes text alone, no images").help("leave it out"));
+            return Err(
+                Failure::new(Exit::Usage, "--image: the model takes text alone, no images").help("leave it out")
+            );
         }
         (Some(images), _) => Some(images),
     };

@@ -74,7 +74,10 @@ impl OpInfo for CrossSdpa {
         // Within one piece it is an attention like any other.
         let rows = Type::new(q.elem, [k.shape[0].clone(), q.shape[1].clone(), channels(q)?.into()]);
         let out = self.within().infer(&[&rows, k, v], fused)?;
-        Ok(out.into_iter().map(|ty| Type::new(ty.elem, [q.shape[0].clone(), q.shape[1].clone(), ty.shape[2].clone()])).collect())
+        Ok(out
+            .into_iter()
+            .map(|ty| Type::new(ty.elem, [q.shape[0].clone(), q.shape[1].clone(), ty.shape[2].clone()]))
+            .collect())
     }
 
     fn scale_law(&self, operands: &[&Type], results: &[&Type]) -> Vec<Law> {

@@ -214,7 +214,10 @@ fn images_are_seen_once_and_remembered() {
         Ok(())
     })
     .unwrap();
-    assert_eq!(eye.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>(), ["@vision", "@vision.0", "@vision.1", "@projector"]);
+    assert_eq!(
+        eye.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>(),
+        ["@vision", "@vision.0", "@vision.1", "@projector"]
+    );
     assert_eq!(eye[3].1, [1, 6, 8]);
     let whole = s.forward(&prompt(), Logits::All).unwrap();
     // Token by token behind the image: the same.
@@ -284,7 +287,7 @@ fn calibration_on_text_passes_the_eye_by() {
         let inputs: Vec<_> = region.value_params().filter(|v| region.value(*v).ty.elem.is_float()).collect();
         let stats = exec.profile(region, &m.fused, &inputs[..1]).unwrap();
         let seen = if region.name.is_layer() || region.name == RegionName::Named("head".into()) { 21 } else { 0 };
-        assert_eq!(stats[0].count, seen, "{}", region.name);
+        assert_eq!(stats[0].tokens, seen, "{}", region.name);
         // Passes are checked on made-up images where there are none.
         let outputs = exec.evaluate(region, &m.fused, &region.results()[..1]).unwrap();
         assert!(!outputs[0].data.is_empty() && outputs[0].data.iter().any(|v| *v != 0.0), "{}", region.name);

@@ -201,7 +201,11 @@ fn region(case: &Case, random: &mut Random) -> (Region, Vec<Tensor>) {
         let places = |at: usize| if at % 5 < 3 { 2.0 } else { 0.0 };
         let data = if ids && matches!(case.op, Op::Place(_)) {
             (0..n).map(places).collect()
-        } else if ids { (0..n).map(|_| (random.bits() % below) as f32).collect() } else { random.numbers(n) };
+        } else if ids {
+            (0..n).map(|_| (random.bits() % below) as f32).collect()
+        } else {
+            random.numbers(n)
+        };
         numbers.push(Tensor { shape: shape.clone(), data });
     }
     let node = region.append(case.op.clone(), operands, &[], &[]).unwrap();

@@ -68,7 +68,9 @@ pub fn cross_sdpa<B: ExecBackend>(
     let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for (at, piece) in read_ints::<B>(which)?.into_iter().enumerate().filter(|(_, p)| *p != 0) {
         let piece = usize::try_from(piece).ok().filter(|p| *p <= share).ok_or_else(|| {
-            format!("the text speaks of image {piece}, {share} are given: give as many images as the text has places for")
+            format!(
+                "the text speaks of image {piece}, {share} are given: give as many images as the text has places for"
+            )
         })?;
         groups.entry(at / seq.max(1) * share + piece - 1).or_default().push(at);
     }
