@@ -16,7 +16,7 @@ use crate::tokens::Tokenizer;
 /// The file that says how images are prepared.
 const CONFIG: &str = "preprocessor_config.json";
 /// What stands for an image in a prompt.
-const MARK: &str = "<image>";
+pub const MARK: &str = "<image>";
 /// Most bytes that decoding an image may take.
 const LIMIT: u64 = 1 << 29;
 
@@ -243,17 +243,22 @@ pub fn pixels(model: &Model, images: &Images, paths: &[PathBuf]) -> Result<Tenso
     Ok(Tensor { shape: vec![paths.len(), 3, images.height as usize, images.width as usize], data })
 }
 
+/// The prompt with `count` images at its beginning, if it does not say where they stand.
+pub fn marked(prompt: &str, count: usize) -> String {
+    match prompt.contains(MARK) {
+        true => prompt.to_owned(),
+        false => format!("{}{prompt}", format!("{MARK}\n").repeat(count)),
+    }
+}
+
 /// The ids of a prompt with `count` images where `<image>` stands; at its beginning if it stands nowhere.
 ///
 /// # Errors
 /// When there are more or fewer places than images, or the tokenizer refuses the text.
 pub fn encode(tokenizer: &Tokenizer, prompt: &str, images: &Images, count: usize) -> Result<Vec<i32>, Failure> {
+    let prompt = marked(prompt, count);
     let places = prompt.matches(MARK).count();
-    let prompt = match places {
-        0 => format!("{}{prompt}", format!("{MARK}\n").repeat(count)),
-        _ => prompt.to_owned(),
-    };
-    if places != 0 && places != count {
+    if places != count {
         let message = format!("the prompt has {places} places for images ({MARK}), images given: {count}");
         return Err(Failure::new(Exit::Usage, message).help("give one --image for each place, or no place at all"));
     }

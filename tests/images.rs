@@ -19,7 +19,11 @@ fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("a folder");
     for entry in fs::read_dir(from).expect("a folder").flatten() {
         let (path, to) = (entry.path(), to.join(entry.file_name()));
-        if path.is_dir() { copy(&path, &to) } else { drop(fs::copy(&path, &to).expect("a copy")) }
+        if path.is_dir() {
+            copy(&path, &to);
+        } else {
+            fs::copy(&path, &to).expect("a copy");
+        }
     }
 }
 
@@ -127,6 +131,31 @@ fn several_images_stand_where_the_prompt_says() {
     assert_eq!(done.code, 0, "{}", done.err);
     let compiled = answer(&[&["run", &out], &args[2..], &["--max-tokens", "5", "--json", "-q"]].concat());
     assert_eq!(ints(&compiled["ids"]), expected(&out, &images, &[159, 5, 6, 159, 7], 5));
+}
+
+#[test]
+fn a_chat_template_says_where_images_stand() {
+    let dir = scratch();
+    let (model, _) = ready(&dir, "llava");
+    let (image, template) = (photo(&dir, "a.png"), Path::new(&model).join("chat_template.json"));
+    let chat = |prompt: &str| {
+        let args =
+            ["run", &model, "--chat", "--prompt", prompt, "--image", &image, "--max-tokens", "1", "--json", "-q"];
+        ints(&answer(&args)["prompt_ids"])
+    };
+    // Parts, images first; and a template that knows nothing of parts.
+    let parts = "w1 {% for m in messages %}{% for c in m['content'] | selectattr('type', 'equalto', 'image') %}<image> {% endfor %}\
+                 {% for c in m['content'] | selectattr('type', 'equalto', 'text') %}{{ c['text'] }}{% endfor %}{% endfor %} w2";
+    let plain = "w1 {% for m in messages %}{{ m['content'] }}{% endfor %} w2";
+    for (text, prompt, before, after) in [
+        (parts, "w7", &[1][..], &[7, 2][..]),
+        (parts, "w7 <image> w8", &[1], &[7, 8, 2]),
+        (plain, "w7", &[1], &[7, 2]),
+        (plain, "w7 <image> w8", &[1, 7], &[8, 2]),
+    ] {
+        fs::write(&template, json!({ "chat_template": text }).to_string()).expect("written");
+        assert_eq!(chat(prompt), [before, &[159; 9], after].concat(), "{text} {prompt}");
+    }
 }
 
 #[test]

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use serde_json::Value as Json;
 
 use super::{Context, print_json};
-use crate::chat::{Turn, render};
+use crate::chat::{Content, Turn, render};
 use crate::engine::{EngineArgs, engine};
 use crate::failure::{Exit, Failure};
 use crate::generate::{Settings, generate};
-use crate::images::{encode, pixels};
+use crate::images::{MARK, encode, marked, pixels};
 use crate::model::Model;
 use crate::progress::print;
 use crate::sample::Sampling;
@@ -112,13 +112,19 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
 fn chat(model: &Model, args: &Args) -> Result<String, Failure> {
     let config = model.json("tokenizer_config.json")?.unwrap_or(Json::Null);
     let beside = model.file("chat_template.jinja")?.and_then(|b| String::from_utf8(b).ok());
-    let template = beside.or_else(|| config["chat_template"].as_str().map(str::to_owned)).ok_or_else(|| {
+    let alone = model.json("chat_template.json")?.and_then(|v| Some(v["chat_template"].as_str()?.to_owned()));
+    let inside = || config["chat_template"].as_str().map(str::to_owned);
+    let template = beside.or(alone).or_else(inside).ok_or_else(|| {
         Failure::new(Exit::BadInput, "the model has no chat template")
             .help("run without --chat to continue the prompt as it is")
     })?;
-    let turn = |role: &str, content: &str| Turn { role: role.into(), content: content.into() };
+    let content = |text: &str| match model.module.images() {
+        Some(_) => Content::of(text, &template, MARK),
+        None => Content::Text(text.to_owned()),
+    };
+    let turn = |role: &str, text: &str| Turn { role: role.into(), content: content(text) };
     let system = args.system.iter().map(|s| turn("system", s));
-    let turns: Vec<Turn> = system.chain([turn("user", &args.prompt)]).collect();
+    let turns: Vec<Turn> = system.chain([turn("user", &marked(&args.prompt, args.image.len()))]).collect();
     // A special token stands in the configuration as text or as an object with its text.
     let token =
         |key: &str| config[key].as_str().or_else(|| config[key]["content"].as_str()).unwrap_or_default().to_owned();
