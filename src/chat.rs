@@ -13,7 +13,50 @@ pub struct Turn {
     /// `system`, `user` or `assistant`.
     pub role: String,
     /// What was said.
-    pub content: String,
+    pub content: Content,
+}
+
+/// What was said, or shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Content {
+    /// A text.
+    Text(String),
+    /// Texts and images in turn, for templates that ask what a part is.
+    Parts(Vec<Part>),
+}
+
+/// A part of what was said.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum Part {
+    /// An image.
+    Image,
+    /// A text.
+    Text {
+        /// Its words.
+        text: String,
+    },
+}
+
+impl Content {
+    /// What `text` says, as `template` wants it, with an image where `mark` stands.
+    pub fn of(text: &str, template: &str, mark: &str) -> Self {
+        // A template that takes texts as well says so.
+        if !template.contains("type") || template.contains("is string") {
+            return Content::Text(text.to_owned());
+        }
+        let mut parts = Vec::new();
+        for (i, text) in text.split(mark).enumerate() {
+            if i > 0 {
+                parts.push(Part::Image);
+            }
+            if !text.trim().is_empty() {
+                parts.push(Part::Text { text: text.to_owned() });
+            }
+        }
+        Content::Parts(parts)
+    }
 }
 
 /// Renders `turns` and the opening of the assistant's answer.
@@ -49,7 +92,7 @@ mod tests {
     fn a_template_sees_turns_and_opens_the_answer() {
         let template = "{% for m in messages %}<|{{ m.role }}|>{{ m['content'].strip() }}{{ eos_token }}\n{% endfor %}\
                         {% if add_generation_prompt %}<|assistant|>{% endif %}";
-        let turns = [Turn { role: "user".into(), content: " hi ".into() }];
+        let turns = [Turn { role: "user".into(), content: Content::Text(" hi ".into()) }];
         assert_eq!(render(template, &turns, "", "</s>").expect("it renders"), "<|user|>hi</s>\n<|assistant|>");
     }
 

@@ -29,13 +29,26 @@ pub trait Engine {
         Ok(None)
     }
 
-    /// Forgets all earlier positions.
+    /// Begins a text with images, `[N,C,H,W]`.
+    ///
+    /// # Errors
+    /// When the engine's kernels, or the model, take none.
+    fn see(&mut self, _pixels: Tensor) -> Result<(), Failure> {
+        Err(Failure::new(Exit::Unsupported, "the kernels that run this model take no images")
+            .help("compile the model for the target `reference`"))
+    }
+
+    /// Forgets all earlier positions, and images.
     fn reset(&mut self);
 }
 
 impl Engine for Session<Host> {
     fn forward(&mut self, ids: &[i32], logits: Logits) -> Result<Tensor, Failure> {
         Ok(Self::forward(self, ids, logits)?)
+    }
+
+    fn see(&mut self, pixels: Tensor) -> Result<(), Failure> {
+        Ok(Self::see(self, pixels, &mut |_, _| Ok(()))?)
     }
 
     fn reset(&mut self) {

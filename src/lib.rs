@@ -22,6 +22,7 @@ pub mod evaluate;
 pub mod failure;
 mod files;
 pub mod generate;
+pub mod images;
 pub mod interrupt;
 pub mod logits;
 pub mod metrics;

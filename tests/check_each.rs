@@ -21,7 +21,7 @@ fn every_pass_preserves_every_model() {
         let Model { mut module, source, .. } = Model::open(&folder).unwrap_or_else(|e| panic!("{name}: {e}"));
         let watch = Watch { check_each: true, ..Watch::default() };
         let mut manager = watch.manager(&registry(), PIPELINE, &Interrupt::default()).expect("the pipeline");
-        let mut exec = HostExecutor::new(source).with_calibration(&expected.ids()).expect("calibration");
+        let mut exec = HostExecutor::new(source).with_calibration(&expected.text()).expect("calibration");
         let mut remarks = Remarks::default();
         manager.run_module(&mut module, &mut exec, &mut remarks, &mut |_| {}).unwrap_or_else(|e| panic!("{name}: {e}"));
         verify(&module).unwrap_or_else(|e| panic!("{name}: {e}"));

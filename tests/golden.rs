@@ -3,6 +3,7 @@
 use awqc::exec::Logits;
 use awqc::generate::{Settings, generate, session};
 use awqc::interrupt::Interrupt;
+use awqc::ir::Region;
 use awqc::model::Model;
 use awqc::sample::Sampling;
 
@@ -19,6 +20,23 @@ fn logits_and_hidden_states_agree() {
         let mut session = session(&model).unwrap_or_else(|e| panic!("{name}: {e}"));
         let ids = expected.ids();
         let ids: Vec<&[i32]> = ids.iter().map(Vec::as_slice).collect();
+        let mut seen = Vec::new();
+        if let Some(pixels) = expected.pixels(None) {
+            let mut keep = |region: &Region, tensor| {
+                seen.push((region.name.to_string(), tensor));
+                Ok(())
+            };
+            session.see(pixels, &mut keep).unwrap_or_else(|e| panic!("{name}: {e}"));
+        }
+        for (i, (region, tensor)) in seen.iter().enumerate() {
+            let what = if i + 1 == seen.len() { "image_features".into() } else { format!("vision.hidden.{i}") };
+            let (shape, want) = expected.floats.get(&what).unwrap_or_else(|| panic!("{name}: no {what} for {region}"));
+            assert_eq!(&tensor.shape, shape, "{name}: shape of {what}");
+            let scale = want.iter().fold(1.0f32, |m, v| m.max(v.abs()));
+            let worst = largest_difference(&tensor.data, want);
+            assert!(worst <= BOUND * scale, "{name}: {what} differs by {worst}");
+        }
+        assert_eq!(seen.is_empty(), !expected.floats.contains_key("image_features"), "{name}: images");
         let mut hidden = Vec::new();
         let logits = session
             .trace(&ids, Logits::All, &mut |_, tensor| {
@@ -44,7 +62,11 @@ fn greedy_continuations_agree_token_for_token() {
     for folder in folders() {
         let (name, expected) = (name(&folder), Expected::read(&folder));
         let (prompt, want): (Vec<i32>, Vec<i32>) = match expected.ints.get("generated") {
-            Some((_, new)) => (expected.ids()[0][..6].to_vec(), new.clone()),
+            Some((_, new)) => {
+                let prompt =
+                    expected.ints.get("prompt").map_or(expected.ids()[0][..6].to_vec(), |(_, ids)| ids.clone());
+                (prompt, new.clone())
+            }
             None => {
                 let text = std::fs::read_to_string(folder.join("generate.json")).expect("generate.json");
                 let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
@@ -56,6 +78,9 @@ fn greedy_continuations_agree_token_for_token() {
         };
         let model = Model::open(&folder).unwrap_or_else(|e| panic!("{name}: {e}"));
         let mut session = session(&model).unwrap_or_else(|e| panic!("{name}: {e}"));
+        if let Some(pixels) = expected.pixels(Some(0)) {
+            session.see(pixels, &mut |_, _| Ok(())).unwrap_or_else(|e| panic!("{name}: {e}"));
+        }
         let settings = Settings { max_tokens: want.len(), stop: Vec::new(), sampling: Sampling::GREEDY, seed: 0 };
         let got = generate(&mut session, &prompt, &settings, &Interrupt::default(), &mut |_| true);
         assert_eq!(got.unwrap_or_else(|e| panic!("{name}: {e}")), want, "{name}");

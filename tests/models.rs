@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use awqc::passes::Tensor;
 use safetensors::SafeTensors;
 
 /// Every golden folder with outputs, sorted by name.
@@ -60,6 +61,24 @@ impl Expected {
             }
         }
         Self { floats, ints }
+    }
+
+    /// The input ids without those that stand for images: a text.
+    pub(crate) fn text(&self) -> Vec<Vec<i32>> {
+        let image = |id: i32| self.floats.contains_key("pixel_values") && id == 159;
+        self.ids().into_iter().map(|ids| ids.into_iter().map(|id| if image(id) { 3 } else { id }).collect()).collect()
+    }
+
+    /// The images of all sequences, or of one, if the model takes any.
+    pub(crate) fn pixels(&self, sequence: Option<usize>) -> Option<Tensor> {
+        let (shape, data) = self.floats.get("pixel_values")?;
+        let (mut shape, mut data) = (shape.clone(), data.clone());
+        if let Some(at) = sequence {
+            let each = data.len() / self.ids().len();
+            data = data[at * each..(at + 1) * each].to_vec();
+            shape[0] /= self.ids().len();
+        }
+        Some(Tensor { shape, data })
     }
 
     /// The input ids, one list a sequence.

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use awqc::exec::{Control, stream};
+use awqc::exec::{Control, Host, Logits, Session, stream};
 use awqc::model::Model;
 use awqc::passes::Facts;
 use awqc::passes::analysis::gauge;
@@ -23,7 +23,7 @@ fn the_table_of_sites() {
             let sites = gauge::sites(region, &shared);
             let lines: String = sites.iter().map(|s| format!("    {}\n", gauge::describe(region, s))).collect();
             // Layers alike print once.
-            if lines != last || !region.name.is_layer() {
+            if lines != last || !(region.name.is_layer() || region.name.numbered().is_some()) {
                 let _ = write!(table, "  {}\n{lines}", region.name);
             }
             last = lines;
@@ -53,11 +53,21 @@ fn random_scales_at_every_site_leave_the_logits_alone() {
         let as_f32 = text_in_f32(&module);
         let mut logits = Vec::new();
         let as_f32 = awqc::ir::verify::verify(&as_f32).unwrap_or_else(|e| panic!("{name}: {e}"));
-        stream::stream(as_f32, source.as_ref(), &expected.ids(), &Control::new(), &mut |chunk| {
-            logits.extend(chunk.logits.data);
-            Ok(())
-        })
-        .unwrap_or_else(|e| panic!("{name}: {e}"));
+        match expected.pixels(None) {
+            Some(pixels) => {
+                let ids = expected.ids();
+                let ids: Vec<&[i32]> = ids.iter().map(Vec::as_slice).collect();
+                let session = Session::<Host>::new(as_f32, source.as_ref(), Default::default());
+                let mut session = session.unwrap_or_else(|e| panic!("{name}: {e}"));
+                session.see(pixels, &mut |_, _| Ok(())).unwrap_or_else(|e| panic!("{name}: {e}"));
+                logits = session.forward_batch(&ids, Logits::All).unwrap_or_else(|e| panic!("{name}: {e}")).data;
+            }
+            None => stream::stream(as_f32, source.as_ref(), &expected.ids(), &Control::new(), &mut |chunk| {
+                logits.extend(chunk.logits.data);
+                Ok(())
+            })
+            .unwrap_or_else(|e| panic!("{name}: {e}")),
+        }
         let want = &expected.floats["logits"].1;
         let scale = want.iter().fold(0.0f32, |m, v| m.max(v.abs()));
         let worst = crate::models::largest_difference(&logits, want);

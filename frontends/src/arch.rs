@@ -22,10 +22,12 @@ files! {
     "gptj",
     "granite",
     "llama",
+    "llava",
     "mistral",
     "mixtral",
     "mpt",
     "olmo2",
+    "openflamingo",
     "opt",
     "opt_postnorm",
     "phi",
@@ -38,4 +40,5 @@ files! {
     "smollm3",
     "stablelm",
     "starcoder2",
+    "vila",
 }

@@ -14,6 +14,7 @@ pub mod family;
 mod file;
 pub mod gguf;
 mod open;
+mod parts;
 mod quantized;
 pub mod safetensors;
 mod synthetic;

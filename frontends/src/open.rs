@@ -11,6 +11,7 @@ use crate::error::ImportError;
 use crate::family::{Family, by_config, by_gguf, instantiate};
 use crate::file::read_small;
 use crate::gguf::Gguf;
+use crate::parts::open_parts;
 use crate::quantized::Scheme;
 use crate::safetensors::{INDEX, Safetensors, open_folder};
 
@@ -130,8 +131,15 @@ fn only_gguf(folder: &Path) -> Option<PathBuf> {
 fn open_hf(folder: &Path) -> Result<Imported, ImportError> {
     let config = read_config(&folder.join("config.json"))?;
     let family = by_config(&folder.join("config.json"), &config)?;
-    let tensors = open_folder(folder)?;
-    hugging_face(folder, config, &family, tensors)
+    let mut whole = config.clone();
+    if let Some(parts) = open_parts(folder, &family.parts, &mut whole)? {
+        let mut imported = hugging_face(folder, whole, &family, parts.source)?;
+        let own = |name: &str| imported.files.iter().any(|f| f.name == name);
+        let more: Vec<ExtraFile> = parts.files.into_iter().filter(|f| !own(&f.name)).collect();
+        imported.files.extend(more);
+        return Ok(imported);
+    }
+    hugging_face(folder, config, &family, Arc::new(open_folder(folder)?))
 }
 
 fn open_file(path: &Path) -> Result<Imported, ImportError> {
@@ -148,14 +156,14 @@ fn open_file(path: &Path) -> Result<Imported, ImportError> {
     } else {
         shard
     };
-    hugging_face(folder, config, &family, tensors)
+    hugging_face(folder, config, &family, Arc::new(tensors))
 }
 
 fn hugging_face(
     folder: &Path,
     mut config: Map<String, Json>,
     family: &Family,
-    tensors: Safetensors,
+    tensors: Arc<dyn TensorSource>,
 ) -> Result<Imported, ImportError> {
     let path = folder.join("config.json");
     let mut scheme = Scheme::of_config(&path, &config)?;
@@ -167,7 +175,7 @@ fn hugging_face(
         settings.entry("quant_method").or_insert("awq".into());
         config.insert("quantization_config".into(), Json::Object(settings));
     }
-    let (module, source) = instantiate(&path, family, &config, Arc::new(tensors), scheme, None)?;
+    let (module, source) = instantiate(&path, family, &config, tensors, scheme, None)?;
     Ok(Imported { module, source, config, files: extra_files(folder), notes: Vec::new(), kind: Kind::HuggingFace })
 }
 

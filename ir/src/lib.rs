@@ -51,8 +51,12 @@
 //! values of the stream, or make it longer. So `@embed` may compute rotary angles once, and every layer takes them as
 //! its second and third parameter. The first result of the last region is the logits.
 //!
+//! A model that takes images begins with regions that see pixels, `[N,C,H,W]`, and nothing else. Then pixels stand at
+//! the start of the stream, before ids and positions. See [`images`].
+//!
 //! Layers, `layer @0` and so on, are the repeated blocks that quantization works on. Other regions have a name:
-//! `region @embed`. A region's *prefix* (`from "layers.3"`) is prepended, with a dot, to the tensor names in it.
+//! `region @embed`; blocks among them end in a number, `region @vision.0`. A region's *prefix* (`from "layers.3"`) is
+//! prepended, with a dot, to the tensor names in it.
 //!
 //! # Storage
 //!
@@ -96,6 +100,14 @@
 //! | `top_k p [, b]` | `k`, `groups`, `normalize`, `scale`, `near` | the largest scores, and whose they are | 0 |
 //! | `dispatch x, i` | `experts` | `[E,B,S,C]`: for each expert the rows of its tokens | channels correspond |
 //! | `combine y, w, i` | | the experts' rows, weighted and added up | channels correspond, σ(w) = 0 |
+//! | `patches p` | `size` | squares of pixels `[N,C,H,W]` as rows `[N,P,C·size²]` | 0 |
+//! | `merge x` | `side`, `by` | the rows of a square grid, those of each square joined | channels correspond |
+//! | `learned x, W` | | the rows of `W` for each sequence of `x` | σ(columns of W) = σ(y) |
+//! | `append a, b`, `cut x` | `start`, `len` | rows after rows, some of the rows | σ(a) = σ(b) = σ(y) |
+//! | `place x, i, f` | `token` | `x` with the rows of `f` where `i` is `token` | σ(x) = σ(f) = σ(y) |
+//! | `count i` | `token` | how often `token` came up to each position | |
+//! | `cross_sdpa q, k, v, i` | `heads`, `kv_heads`, `scale` | attention to the piece of a memory that `i` says | as `sdpa` |
+//! | `gate x, g` | | `x · tanh g` | σ(y) = σ(x) |
 //! | `fused @name(…)` | | what the body of `@name` gives | 0; see the inlined graph |
 //!
 //! Between `dispatch` and `combine` a value holds rows for each of the layer's experts, and `linear` has a stack of
@@ -186,7 +198,7 @@
 //! model   := "model" string ["{" attrs "}"]              dtype=f16 says what `T` is; all else is for people
 //! dim     := "dim" (word {"," word} | "none")
 //! fused   := "fused" @name params body
-//! region  := "region" @name params {from | when} body
+//! region  := "region" @name [".." expr] params {from | when} body
 //! layer   := "layer" @first [".." expr] params {from | when} body
 //! params  := "(" [operand ":" type {"," operand ":" type}] ")"
 //! from    := "from" string                               `{i}` is the number of the layer
@@ -257,6 +269,7 @@
 
 pub mod diag;
 pub mod id;
+pub mod images;
 pub mod inline;
 pub mod module;
 pub mod op;
@@ -272,6 +285,7 @@ pub mod weight;
 
 pub use diag::{Diagnostic, Diagnostics, Place, Show, Span};
 pub use id::{DataId, NodeId, ValueId, WeightId};
+pub use images::Images;
 pub use inline::{InlineError, OutlineError, inline_fused, outline};
 pub use module::{FusedDef, Module};
 pub use op::{Op, OpError, OpInfo, Operand};

@@ -8,7 +8,8 @@ use crate::ty::{Elem, Name};
 /// A model.
 ///
 /// Regions run in order over the *stream*, a list of values that starts as the module's inputs: token ids
-/// `i32[B,S]` and positions `i32[S]`. A region's parameters are bound to a prefix of the stream; its results replace a
+/// `i32[B,S]` and positions `i32[S]`; before them come pixels `[N,C,H,W]` if that is what the first region takes (see
+/// [`crate::images`]). A region's parameters are bound to a prefix of the stream; its results replace a
 /// prefix of it. The last region's first result is the logits `[B,S,vocab]`.
 #[derive(Clone, Debug)]
 pub struct Module {

@@ -14,7 +14,7 @@ use crate::weight::{Weight, WeightExpr};
 /// What a region is called.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RegionName {
-    /// `@embed`, `@head`, …
+    /// `@embed`, `@head`, …; blocks beside the layers end in a number, `@vision.0`.
     Named(Name),
     /// `layer @3`: one of the repeated blocks; quantization and scale fusion work on these.
     Layer(u32),
@@ -26,6 +26,19 @@ impl RegionName {
         match self {
             RegionName::Layer(_) => true,
             RegionName::Named(_) => false,
+        }
+    }
+
+    /// The stem and the number of a region that is one of several blocks: `vision.3`.
+    pub fn numbered(&self) -> Option<(&str, u32)> {
+        match self {
+            RegionName::Layer(_) => None,
+            RegionName::Named(name) => {
+                let (stem, number) = name.rsplit_once('.')?;
+                let canonical = number == "0" || !number.starts_with('0');
+                let digits = canonical && number.bytes().all(|b| b.is_ascii_digit());
+                Some((stem, number.parse().ok().filter(|_| digits)?))
+            }
         }
     }
 }

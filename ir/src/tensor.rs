@@ -49,6 +49,15 @@ impl fmt::Display for Stored {
     }
 }
 
+/// Whether a tensor of shape `stored` can be read as one of shape `wanted`: they are the same, or the last axes of the
+/// stored one, taken together, are the last axis of the other. So a convolution whose stride is its kernel,
+/// `[out, C, k, k]`, is a matrix.
+pub fn reads_as(stored: &[usize], wanted: &[usize]) -> bool {
+    let Some((last, outer)) = wanted.split_last() else { return stored.is_empty() };
+    let rest = stored.strip_prefix(outer).filter(|rest| !rest.is_empty());
+    rest.is_some_and(|rest| rest.iter().try_fold(1usize, |n, d| n.checked_mul(*d)) == Some(*last))
+}
+
 /// What is known of a tensor before it is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
@@ -132,5 +141,21 @@ impl RawTensor {
             Stored::I64 => b.as_chunks::<8>().0.iter().map(|c| i64::from_le_bytes(*c).try_into().ok()).collect(),
             Stored::F32 | Stored::F16 | Stored::Bf16 | Stored::F64 | Stored::U8 => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::reads_as;
+
+    #[test]
+    fn the_last_axes_of_a_tensor_may_be_one() {
+        assert!(reads_as(&[4, 3, 2, 2], &[4, 12]));
+        assert!(reads_as(&[4, 3], &[4, 3]));
+        assert!(reads_as(&[], &[]));
+        assert!(!reads_as(&[4, 3, 2, 2], &[12, 4]));
+        assert!(!reads_as(&[4, 12], &[4, 3, 4]));
+        assert!(!reads_as(&[4], &[4, 1]));
+        assert!(!reads_as(&[4, usize::MAX, 2], &[4, 2]));
     }
 }

@@ -188,6 +188,48 @@ fn the_first_layer_of_a_range_may_be_a_name() {
 }
 
 #[test]
+fn regions_with_numbers_expand_and_print_as_ranges() {
+    let template = r#"dim B, S, N
+    region @eye (%p: T[N,3,8,8]) { %x = patches %p {size=4} return %x }
+    region @eye.0..config.depth-1 (%x: T[N,4,48]) from "eye.{i}" {
+      $w = "w" : T[48,48]
+      %y = linear %x, $w
+      return %y
+    }
+    region @none.0..-1 (%x: T[N,4,48]) { return %x }
+    region @embed (%x: T[N,4,48], %ids: i32[B,S]) {
+      $e = "e" : T[10,48]
+      %t = embedding %ids, $e
+      %y = place %t, %ids, %x {token=7}
+      return %y
+    }"#;
+    let text = expand(template, json!({"depth": 3}), &[]).unwrap();
+    assert!(text.contains("region @eye.0..2 (%x: f16[N,4,48]) from \"eye.{i}\" {"), "{text}");
+    assert!(!text.contains("none"), "{text}");
+    let module = parse(&text).unwrap();
+    let printed = print(&module);
+    assert_eq!(print(&parse(&printed).unwrap()), printed);
+    assert_eq!(module.regions[3].tensor_name("w"), "eye.2.w");
+    awqc_ir::verify(&module).unwrap();
+    let images = module.images().unwrap();
+    assert_eq!((module.eye(), images.channels, images.height, images.width), (4, 3, 8, 8));
+    assert_eq!((images.token, images.tokens), (Some(7), 4));
+
+    let mut other = module.clone();
+    other.regions[4].name = awqc_ir::RegionName::Named("eye.9".into());
+    let text = print(&other);
+    assert_eq!(print(&parse(&text).unwrap()), text);
+    let e = parse("awqir 1 region @eye..2 (%x: f16[4]) { return %x }").unwrap_err().to_string();
+    assert!(e.contains("a range begins with a number"), "{e}");
+    let e = parse("awqir 1 region @eye.0..99999 (%x: f16[4]) { return %x }").unwrap_err().to_string();
+    assert!(e.contains("at most"), "{e}");
+    let e = parse("awqir 1 region @eye.1..2 (%x: f16[4]) { return %x } region @eye.2 (%x: f16[4]) { return %x }")
+        .unwrap_err()
+        .to_string();
+    assert!(e.contains("@eye.2 is defined already"), "{e}");
+}
+
+#[test]
 fn optional_tensors_and_alternatives() {
     let template = r#"region @r (%x: T[B,4]) from "p" {
         $w = "w" or "v"  : T[4,4]

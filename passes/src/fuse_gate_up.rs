@@ -108,6 +108,15 @@ fn side(region: &Region, value: ValueId) -> Option<Side> {
         | Op::TopK(_)
         | Op::Dispatch(_)
         | Op::Combine(_)
+        | Op::Patches(_)
+        | Op::Merge(_)
+        | Op::Place(_)
+        | Op::Learned(_)
+        | Op::Append(_)
+        | Op::Cut(_)
+        | Op::Count(_)
+        | Op::CrossSdpa(_)
+        | Op::Gate(_)
         | Op::Fused(_) => None,
     }
 }

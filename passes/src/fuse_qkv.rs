@@ -98,6 +98,15 @@ fn maker(region: &Region, value: ValueId) -> Result<NodeId, ValueId> {
             | Op::TopK(_)
             | Op::Dispatch(_)
             | Op::Combine(_)
+            | Op::Patches(_)
+            | Op::Merge(_)
+            | Op::Place(_)
+            | Op::Learned(_)
+            | Op::Append(_)
+            | Op::Cut(_)
+            | Op::Count(_)
+            | Op::CrossSdpa(_)
+            | Op::Gate(_)
             | Op::Fused(_) => return Err(at),
         }
         match node.operands.first() {

@@ -38,7 +38,8 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     })?;
     if let Err(diagnostics) = verify(&module) {
         // A reproducer holds one region of its module: alone it is not the whole chain.
-        let whole = module.regions.first().is_some_and(|r| r.name == RegionName::Named("embed".into()));
+        let first = module.regions.first().is_some_and(|r| r.name == RegionName::Named("embed".into()));
+        let whole = first || module.eye() > 0 && module.regions.len() > 1;
         if whole {
             return Err(Failure::new(Exit::BadInput, format!("{}\n{diagnostics}", args.file.display())));
         }

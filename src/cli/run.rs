@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use serde_json::Value as Json;
 
 use super::{Context, print_json};
-use crate::chat::{Turn, render};
+use crate::chat::{Content, Turn, render};
 use crate::engine::{EngineArgs, engine};
 use crate::failure::{Exit, Failure};
 use crate::generate::{Settings, generate};
+use crate::images::{MARK, encode, marked, pixels};
 use crate::model::Model;
 use crate::progress::print;
 use crate::sample::Sampling;
@@ -22,6 +23,10 @@ pub(super) struct Args {
     /// What to continue, or, with --chat, to answer.
     #[arg(long, short)]
     prompt: String,
+    /// An image (PNG or JPEG) for a model that takes them: where `<image>` stands in the prompt, at its beginning if that
+    /// stands nowhere. Once for each image.
+    #[arg(long, value_name = "FILE")]
+    image: Vec<PathBuf>,
     /// Put the prompt into the model's chat template.
     #[arg(long)]
     chat: bool,
@@ -56,7 +61,19 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
         .tokenizer()?
         .ok_or_else(|| Failure::new(Exit::BadInput, "the model has no tokenizer.json, so text cannot be tokenized"))?;
     let prompt = if args.chat { chat(&model, args)? } else { args.prompt.clone() };
-    let ids = tokenizer.encode(&prompt)?;
+    let images = match (model.module.images(), args.image.len()) {
+        (_, 0) => None,
+        (None, _) => {
+            return Err(
+                Failure::new(Exit::Usage, "--image: the model takes text alone, no images").help("leave it out")
+            );
+        }
+        (Some(images), _) => Some(images),
+    };
+    let ids = match &images {
+        Some(images) => encode(&tokenizer, &prompt, images, args.image.len())?,
+        None => tokenizer.encode(&prompt)?,
+    };
     if ids.is_empty() {
         return Err(Failure::new(Exit::Usage, "the prompt is empty"));
     }
@@ -66,7 +83,11 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
         sampling: Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p },
         seed: args.seed,
     };
+    let pixels = images.map(|images| pixels(&model, &images, &args.image)).transpose()?;
     let mut engine = engine(&model, &args.engine, ids.len() + args.max_tokens, context.threads)?;
+    if let Some(pixels) = pixels {
+        engine.see(pixels)?;
+    }
     let mut shown = String::new();
     let mut tokens = Vec::new();
     let mut show = |token: i32| {
@@ -91,13 +112,19 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
 fn chat(model: &Model, args: &Args) -> Result<String, Failure> {
     let config = model.json("tokenizer_config.json")?.unwrap_or(Json::Null);
     let beside = model.file("chat_template.jinja")?.and_then(|b| String::from_utf8(b).ok());
-    let template = beside.or_else(|| config["chat_template"].as_str().map(str::to_owned)).ok_or_else(|| {
+    let alone = model.json("chat_template.json")?.and_then(|v| Some(v["chat_template"].as_str()?.to_owned()));
+    let inside = || config["chat_template"].as_str().map(str::to_owned);
+    let template = beside.or(alone).or_else(inside).ok_or_else(|| {
         Failure::new(Exit::BadInput, "the model has no chat template")
             .help("run without --chat to continue the prompt as it is")
     })?;
-    let turn = |role: &str, content: &str| Turn { role: role.into(), content: content.into() };
+    let content = |text: &str| match model.module.images() {
+        Some(_) => Content::of(text, &template, MARK),
+        None => Content::Text(text.to_owned()),
+    };
+    let turn = |role: &str, text: &str| Turn { role: role.into(), content: content(text) };
     let system = args.system.iter().map(|s| turn("system", s));
-    let turns: Vec<Turn> = system.chain([turn("user", &args.prompt)]).collect();
+    let turns: Vec<Turn> = system.chain([turn("user", &marked(&args.prompt, args.image.len()))]).collect();
     // A special token stands in the configuration as text or as an object with its text.
     let token =
         |key: &str| config[key].as_str().or_else(|| config[key]["content"].as_str()).unwrap_or_default().to_owned();

@@ -24,6 +24,9 @@ pub(crate) fn goldens(dir: &str) -> Result<()> {
         let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", transformers];
         run(&python, &[&install, &PACKAGES[..]].concat())?;
         run(&python, &[&["xtask/src/goldens.py", dir], models].concat())?;
+        if models.is_empty() {
+            run(&python, &["xtask/src/image_goldens.py", dir])?;
+        }
     }
     Ok(())
 }

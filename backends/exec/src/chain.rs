@@ -1,7 +1,8 @@
 //! The stream of values that runs through a module's regions, and what can be said of a region as a link of it.
 
+use awqc_ir::images::takes_pixels;
 use awqc_ir::{Dim, FusedDef, Module, Name, Op, Operand, Region, ValueId};
-use awqc_passes::ExecError;
+use awqc_passes::{ExecError, Tensor};
 use burn_backend::tensor::Device;
 use burn_backend::{Backend, Slice};
 
@@ -28,8 +29,12 @@ pub(crate) fn start<B: Backend>(
 type Entered<B> = (Vec<Val<B>>, Vec<Val<B>>);
 
 /// Splits the stream into the inputs of `region` and what stays behind its results. Inputs that the results replace
-/// are handed over, so that kernels may reuse their memory.
+/// are handed over, so that kernels may reuse their memory. Where the region takes pixels, a stream that begins with a
+/// text gets no images.
 pub(crate) fn enter<B: Backend>(mut stream: Vec<Val<B>>, region: &Region) -> Result<Entered<B>, ExecError> {
+    if let (Some(pixels), Some(Val::Int(_))) = (takes_pixels(region), stream.first()) {
+        stream.insert(0, no_images(pixels));
+    }
     let (params, results) = (region.value_params().count(), region.results().len());
     if params > stream.len() {
         return Err(ExecError::Tensor(format!(
@@ -45,10 +50,19 @@ pub(crate) fn enter<B: Backend>(mut stream: Vec<Val<B>>, region: &Region) -> Res
     Ok((stream, rest))
 }
 
-/// The symbolic dimension that counts positions: the axis of the module's second input, or the last of its first.
+/// Pixels of no image.
+fn no_images<B: Backend>(pixels: [u64; 3]) -> Val<B> {
+    let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    let shape = [0].into_iter().chain(pixels.map(size)).collect();
+    Val::floats(Tensor { shape, data: Vec::new() }, &Default::default())
+}
+
+/// The symbolic dimension that counts positions: the axis of the positions, or the last of the ids. What was made of
+/// images stands before these.
 pub(crate) fn sequence(module: &Module) -> Option<Name> {
-    let first = module.regions.first()?;
-    let mut params = first.value_params().map(|v| &first.value(v).ty.shape);
+    let eye = module.eye();
+    let first = module.regions.get(eye)?;
+    let mut params = first.value_params().skip(usize::from(eye > 0)).map(|v| &first.value(v).ty.shape);
     let (ids, positions) = (params.next()?, params.next());
     match positions.and_then(|s| s.first()).or(ids.last())? {
         Dim::Sym(name) => Some(name.clone()),
@@ -61,6 +75,15 @@ pub(crate) fn sequence(module: &Module) -> Option<Name> {
 pub fn rowwise(region: &Region, fused: &[FusedDef]) -> bool {
     region.nodes().all(|(_, node)| match &node.op {
         Op::Sdpa(_) | Op::RopeTable(_) => false,
+        // Rows that are no positions, or depend on several.
+        Op::Patches(_)
+        | Op::Merge(_)
+        | Op::Place(_)
+        | Op::Learned(_)
+        | Op::Append(_)
+        | Op::Cut(_)
+        | Op::Count(_)
+        | Op::CrossSdpa(_) => false,
         Op::Fused(call) => fused.iter().find(|d| d.name == call.callee).is_some_and(|d| rowwise(&d.body, fused)),
         Op::Embedding(_)
         | Op::Linear(_)
@@ -82,7 +105,8 @@ pub fn rowwise(region: &Region, fused: &[FusedDef]) -> bool {
         | Op::Softmax(_)
         | Op::TopK(_)
         | Op::Dispatch(_)
-        | Op::Combine(_) => true,
+        | Op::Combine(_)
+        | Op::Gate(_) => true,
     })
 }
 

@@ -214,7 +214,9 @@ impl Executor for HostExecutor {
                 moved.extend(batch.iter().cloned());
             }
             let entered = batch.into_iter().map(|s| chain::enter(s, region)).collect::<Result<Vec<_>, _>>()?;
-            for (inputs, _) in entered.iter().take(self.sample_windows.saturating_sub(sample.len())) {
+            // Without images there is nothing to keep of what sees them.
+            let kept = entered.iter().filter(|(inputs, _)| inputs.iter().any(|v| !v.shape().contains(&0)));
+            for (inputs, _) in kept.take(self.sample_windows.saturating_sub(sample.len())) {
                 sample.push(inputs.clone());
             }
             let run = |(inputs, rest): (Stream, Stream)| {

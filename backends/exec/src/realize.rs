@@ -3,6 +3,7 @@
 //! Arithmetic is f32. A float weight is rounded once, to its own element type; a float term below `quant` is not
 //! rounded at all, so that quantization sees what the passes computed.
 
+use awqc_ir::tensor::reads_as;
 use awqc_ir::{DataId, DataRef, Dim, Elem, Group, Quant, Region, Stored, TensorSource, Type, WeightExpr, WeightId};
 use awqc_passes::rtn::{self, Codes};
 use awqc_passes::{ExecError, Tensor};
@@ -155,13 +156,13 @@ impl Cx<'_> {
         let Some(info) = self.source.info(name) else {
             return Err(self.error(id, format!("the checkpoint has no tensor `{name}`")));
         };
-        if Some(&info.shape) != self.region.weight(id).ty.const_shape().as_ref() {
-            let ty = &self.region.weight(id).ty;
+        let ty = &self.region.weight(id).ty;
+        let Some(shape) = ty.const_shape().filter(|shape| reads_as(&info.shape, shape)) else {
             return Err(self.error(
                 id,
                 format!("tensor `{name}` has shape {:?} in the checkpoint, the model description says {ty}: are config and weights of one model?", info.shape),
             ));
-        }
+        };
         let data = self.source.read_f32(name).map_err(|e| ExecError::Tensor(e.0))?;
         if data.len() != info.shape.iter().product::<usize>() {
             return Err(
@@ -172,7 +173,7 @@ impl Cx<'_> {
             return Err(self
                 .error(id, format!("tensor `{name}` holds {} at element {at}: the checkpoint is damaged", data[at])));
         }
-        Ok(Realized::Float { shape: info.shape, data })
+        Ok(Realized::Float { shape, data })
     }
 
     /// Whether a weight is a checkpoint tensor of this element type: rounding would change nothing.

@@ -20,8 +20,8 @@ pub enum Logits {
     Last,
 }
 
-/// What [`Session::trace`] calls.
-type Observer<'a> = dyn FnMut(&Region, Tensor) -> Result<(), ExecError> + 'a;
+/// What [`Session::trace`] and [`Session::see`] call.
+pub type Observer<'a> = dyn FnMut(&Region, Tensor) -> Result<(), ExecError> + 'a;
 
 /// A prepared module and the state of a generation.
 pub struct Session<B: ExecBackend = Host> {
@@ -31,6 +31,10 @@ pub struct Session<B: ExecBackend = Host> {
     device: Device<B>,
     past: usize,
     batch: usize,
+    /// How many regions see images and nothing else.
+    eye: usize,
+    /// What these made of the images at hand.
+    images: Option<Val<B>>,
 }
 
 struct Prepared<B: ExecBackend> {
@@ -62,7 +66,30 @@ impl<B: ExecBackend> Session<B> {
             }
             regions.push(Prepared { region: region.clone(), weights, caches: Caches::new() });
         }
-        Ok(Self { regions, fused: module.fused.clone(), sequence: chain::sequence(&module), device, past: 0, batch: 0 })
+        let (fused, sequence, eye) = (module.fused.clone(), chain::sequence(&module), module.eye());
+        Ok(Self { regions, fused, sequence, device, past: 0, batch: 0, eye, images: None })
+    }
+
+    /// Begins a text with images, `pixels: [N,C,H,W]`: runs the regions that see images, once. The sequences of a
+    /// batch have equal shares of the images. `observe` is shown what each of these regions makes of them.
+    ///
+    /// # Errors
+    /// When the model takes no images, or others than these; and what `observe` returns.
+    pub fn see(&mut self, pixels: Tensor, observe: &mut Observer<'_>) -> Result<(), ExecError> {
+        self.reset();
+        if self.eye == 0 {
+            return Err(ExecError::Unavailable("the model takes text alone, no images".into()));
+        }
+        let interpreter = Interpreter::<B> { fused: &self.fused, device: &self.device };
+        let mut images = Val::floats(pixels, &self.device);
+        for Prepared { region, weights, .. } in &self.regions[..self.eye] {
+            let out = interpreter.run(region, weights, vec![images], None, &mut |_, _| Ok(()))?;
+            let nothing = || ExecError::Tensor(format!("region {} returns nothing", region.name));
+            images = out.into_iter().next().ok_or_else(nothing)?;
+            observe(region, images.to_tensor()?)?;
+        }
+        self.images = Some(images);
+        Ok(())
     }
 
     /// Positions that the caches hold.
@@ -70,8 +97,9 @@ impl<B: ExecBackend> Session<B> {
         self.past
     }
 
-    /// Forgets all earlier positions.
+    /// Forgets all earlier positions, and the images.
     pub fn reset(&mut self) {
+        self.images = None;
         self.regions.iter_mut().for_each(|r| r.caches = Caches::new());
         (self.past, self.batch) = (0, 0);
     }
@@ -92,8 +120,8 @@ impl<B: ExecBackend> Session<B> {
         self.advance(ids, logits, None)
     }
 
-    /// As [`Session::forward_batch`]; shows the first value of the stream at the exit of every region but the last: the
-    /// hidden states between the layers.
+    /// As [`Session::forward_batch`]; shows the first value of the stream at the exit of every region but the last, and
+    /// those that see images: the hidden states between the layers.
     ///
     /// # Errors
     /// As there, and what `observe` returns.
@@ -139,8 +167,11 @@ impl<B: ExecBackend> Session<B> {
         self.batch = batch;
         let interpreter = Interpreter::<B> { fused: &self.fused, device: &self.device };
         let mut stream = chain::start(ids.concat(), batch, self.past, &self.device)?;
+        // Images are seen once; without any, the regions that see them are asked what they make of none.
+        let seen = self.images.iter().map(|_| self.eye).sum();
+        stream.splice(0..0, self.images.clone());
         let last = self.regions.len().saturating_sub(1);
-        for (i, prepared) in self.regions.iter_mut().enumerate() {
+        for (i, prepared) in self.regions.iter_mut().enumerate().skip(seen) {
             let Prepared { region, weights, caches } = prepared;
             let (mut inputs, rest) = chain::enter(stream, region)?;
             if let (true, Logits::Last, Some(sequence)) = (i == last, logits, &self.sequence)
@@ -150,7 +181,7 @@ impl<B: ExecBackend> Session<B> {
             }
             stream = interpreter.run(region, weights, inputs, Some(caches), &mut |_, _| Ok(()))?;
             stream.extend(rest);
-            if let (true, Some(first), Some(observe)) = (i != last, stream.first(), &mut observe) {
+            if let (true, Some(first), Some(observe)) = (i != last && i >= self.eye, stream.first(), &mut observe) {
                 observe(region, first.to_tensor()?)?;
             }
         }

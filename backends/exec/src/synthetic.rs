@@ -9,7 +9,7 @@ use crate::host::Host;
 use crate::interp::Val;
 
 /// The sizes that symbolic dimensions get, in order of appearance.
-const SIZES: [usize; 3] = [2, 24, 3];
+const SIZES: [usize; 3] = [2, 24, 4];
 
 /// Values for the parameters of `region`: floats from about the standard normal distribution, positions counted from
 /// 0, ids inside the tables that they index.
@@ -42,7 +42,14 @@ pub(crate) fn inputs(region: &Region, fused: &[FusedDef]) -> Vec<Val<Host>> {
             Elem::I32 => {
                 let rows = table_rows(region, fused, id).unwrap_or(u64::from(u16::MAX)).max(1);
                 let counted = ty.rank() == 1;
-                let ids = (0..len).map(|i| (if counted { i as u64 } else { next() } % rows) as i32).collect();
+                let mut ids: Vec<i32> =
+                    (0..len).map(|i| (if counted { i as u64 } else { next() } % rows) as i32).collect();
+                if let Some((token, places)) = places(region, id, &dims) {
+                    // As many image tokens as there are rows for them, or none.
+                    let other = (u64::from(token) + 1) % rows;
+                    ids.iter_mut().filter(|id| **id == token as i32).for_each(|id| *id = other as i32);
+                    ids.iter_mut().take(if places <= len { places } else { 0 }).for_each(|id| *id = token as i32);
+                }
                 Val::ints(ids, &shape, &Default::default())
             }
             Elem::F32 | Elem::F16 | Elem::Bf16 | Elem::Quant(_) => {
@@ -55,6 +62,22 @@ pub(crate) fn inputs(region: &Region, fused: &[FusedDef]) -> Vec<Val<Host>> {
         });
     }
     out
+}
+
+/// The token at whose places in `value` rows of images are put, and how many rows there are.
+fn places(region: &Region, value: ValueId, dims: &BTreeMap<Name, usize>) -> Option<(u32, usize)> {
+    let reads = |o: Option<&Operand>| o == Some(&Operand::Value(value));
+    region.nodes().find_map(|(_, node)| match (&node.op, node.operands.get(2)) {
+        (Op::Place(place), Some(rows)) if reads(node.operands.get(1)) => {
+            let size = |dim: &Dim| match dim {
+                Dim::Const(n) => usize::try_from(*n).ok(),
+                Dim::Sym(name) => dims.get(name).copied(),
+            };
+            let of = region.operand_type(*rows).shape.iter().take(2).map(size).product::<Option<usize>>()?;
+            Some((place.token, of))
+        }
+        _ => None,
+    })
 }
 
 /// The rows of the smallest table that `value` indexes, offsets taken off.
@@ -74,6 +97,8 @@ fn table_rows(region: &Region, fused: &[FusedDef], value: ValueId) -> Option<u64
                     let param = d.body.params().get(i)?.value()?;
                     table_rows(&d.body, fused, param)
                 }),
+                // The pieces of a memory: of the first of each sequence there is always one.
+                Op::CrossSdpa(_) => Some(2),
                 Op::Linear(_)
                 | Op::RmsNorm(_)
                 | Op::LayerNorm(_)
@@ -95,7 +120,15 @@ fn table_rows(region: &Region, fused: &[FusedDef], value: ValueId) -> Option<u64
                 | Op::Softmax(_)
                 | Op::TopK(_)
                 | Op::Dispatch(_)
-                | Op::Combine(_) => None,
+                | Op::Combine(_)
+                | Op::Patches(_)
+                | Op::Merge(_)
+                | Op::Learned(_)
+                | Op::Append(_)
+                | Op::Cut(_)
+                | Op::Place(_)
+                | Op::Count(_)
+                | Op::Gate(_) => None,
             };
             rows = match (rows, found) {
                 (Some(a), Some(b)) => Some(a.min(b)),

@@ -9,7 +9,7 @@ use awqc_ir::Elem;
 use awqc_ir::text::{Env, parse_with};
 use serde_json::{Map, Value as Json};
 
-use super::{rope, show};
+use super::{rope, show, value_at};
 use crate::error::ImportError;
 
 /// The value of a compile-time expression.
@@ -37,22 +37,24 @@ pub(super) fn truth(condition: &str, env: &ConfigEnv<'_>) -> Result<bool, Import
     }
 }
 
-/// The configuration alone.
+/// The configuration alone, and the number that a pattern found in a tensor's name.
 pub(super) struct ConfigEnv<'a> {
     pub(super) path: &'a Path,
     pub(super) config: &'a Map<String, Json>,
+    pub(super) number: Option<u32>,
 }
 
 /// `config.a.b` of a configuration.
 fn config_value(config: &Map<String, Json>, name: &str) -> Option<Json> {
-    let mut path = name.strip_prefix("config.")?.split('.');
-    let first = config.get(path.next()?)?;
-    path.try_fold(first, |value, key| value.get(key)).cloned()
+    value_at(config, name.strip_prefix("config.")?).cloned()
 }
 
 impl Env for ConfigEnv<'_> {
     fn lookup(&self, name: &str) -> Option<Json> {
-        config_value(self.config, name)
+        match self.number {
+            Some(i) if name == "number" => Some(i.into()),
+            Some(_) | None => config_value(self.config, name),
+        }
     }
 
     fn tensor(&self, _: &str) -> bool {
@@ -68,7 +70,7 @@ impl Env for ConfigEnv<'_> {
 /// | `dtype` | the element type that most of the checkpoint's floats have |
 /// | `op.NAME` | the op for the activation of this name |
 /// | `act.KEY` | the op for the activation that `config.KEY` names |
-/// | `rope_theta`, `rope_theta.KIND` | the base of the rotary frequencies, for all layers or for those of a kind |
+/// | `rope_theta`, `rope_theta.KIND` | the base of the rotary frequencies, for all layers, for those of a kind, or as the object KIND has it |
 /// | `rope_scaling`, `rope_scaling.KIND` | the change to these frequencies, as the `rope_table` op has it |
 pub(super) struct ModelEnv<'a> {
     path: &'a Path,
@@ -101,9 +103,17 @@ impl<'a> ModelEnv<'a> {
         })
     }
 
+    /// Where the rotary settings of a kind are: an object of the configuration may have settings of its own.
+    fn rotary<'k>(&self, kind: Option<&'k str>) -> (&'a Map<String, Json>, Option<&'k str>) {
+        match kind.and_then(|k| self.config.get(k)?.as_object()) {
+            Some(inner) => (inner, None),
+            None => (self.config, kind),
+        }
+    }
+
     /// The op for the activation that a key names.
     fn activation(&self, key: &str) -> Result<Json, ImportError> {
-        let name = match self.config.get(key) {
+        let name = match value_at(self.config, key) {
             None | Some(Json::Null) => return Ok(Json::Null),
             Some(Json::String(name)) => name.as_str(),
             Some(other) => {
@@ -144,8 +154,14 @@ impl Env for ModelEnv<'_> {
             ("dtype", None) => Some(self.dtype.to_string().into()),
             ("op", Some(name)) => activation(name).map(Json::from),
             ("act", Some(key)) => Some(self.keep(self.activation(key))),
-            ("rope_theta", kind) => Some(self.keep(rope::theta(self.path, self.config, kind))),
-            ("rope_scaling", kind) => Some(self.keep(rope::scaling(self.path, self.config, kind))),
+            ("rope_theta", kind) => {
+                let (config, kind) = self.rotary(kind);
+                Some(self.keep(rope::theta(self.path, config, kind)))
+            }
+            ("rope_scaling", kind) => {
+                let (config, kind) = self.rotary(kind);
+                Some(self.keep(rope::scaling(self.path, config, kind)))
+            }
             _ => None,
         }
     }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use awqc_ir::tensor::reads_as;
 use awqc_ir::{Dim, Elem, Module, Op, Region, RegionName, Stored, TensorSource, Type, WeightExpr, WeightId};
 use serde_json::{Map, Value as Json};
 
@@ -29,20 +30,36 @@ pub(crate) fn instantiate(
         rule.check(path, config)?;
     }
     harmless::check(path, family, config)?;
-    let env = ConfigEnv { path, config };
+    let env = ConfigEnv { path, config, number: None };
     let mut ignored: Vec<&Pattern> = Vec::new();
+    let mut numbered: Vec<(&Pattern, &Condition)> = Vec::new();
     for (pattern, when) in &family.ignore {
-        if when.as_ref().map_or(Ok(true), |w| truth(&w.0, &env))? {
-            ignored.push(pattern);
+        match when {
+            // A condition may ask for the number in the name.
+            Some(when) if pattern.with(Some("0")) != pattern.0 && when.0.contains("number") => {
+                numbered.push((pattern, when));
+            }
+            Some(when) if !truth(&when.0, &env)? => {}
+            Some(_) | None => ignored.push(pattern),
+        }
+    }
+    let mut useless: BTreeSet<String> = BTreeSet::new();
+    let ours = |stored: &str| {
+        let aliases = &mut family.aliases.iter();
+        let alias = aliases.find_map(|(theirs, ours)| Some(format!("{ours}{}", stored.strip_prefix(theirs.as_str())?)));
+        alias.unwrap_or_else(|| stored.to_owned())
+    };
+    for name in checkpoint.names().iter().map(|stored| ours(stored)) {
+        for (pattern, when) in &numbered {
+            let number = pattern.matches(&name).flatten().and_then(|n| n.parse().ok());
+            if number.is_some() && truth(&when.0, &ConfigEnv { path, config, number })? {
+                useless.insert(name.clone());
+            }
         }
     }
     let rename = |stored: &str| {
-        let alias = family
-            .aliases
-            .iter()
-            .find_map(|(theirs, ours)| Some(format!("{ours}{}", stored.strip_prefix(theirs.as_str())?)));
-        let name = alias.unwrap_or_else(|| stored.to_owned());
-        (!ignored.iter().any(|p| p.matches(&name).is_some())).then_some(name)
+        let name = ours(stored);
+        (!useless.contains(&name) && !ignored.iter().any(|p| p.matches(&name).is_some())).then_some(name)
     };
     let view = View::new(checkpoint, rename)
         .map_err(|e| ImportError::Tensors { path: path.to_owned(), problems: Problems(vec![e]) })?;
@@ -160,7 +177,7 @@ impl Fit<'_> {
             self.problems.push(format!("`{name}` holds {}; floats are needed", info.stored));
             return;
         };
-        if ty.const_shape().as_ref() != Some(&info.shape) {
+        if !ty.const_shape().is_some_and(|shape| reads_as(&info.shape, &shape)) {
             self.problems.push(format!(
                 "`{name}` has the shape {:?}; by the configuration it must be {}",
                 info.shape,

@@ -51,6 +51,8 @@ pub struct Family {
     pub harmless: Vec<String>,
     /// Keys that are harmless with one value, as JSON.
     pub fixed: Vec<(String, String)>,
+    /// Folders that hold the model's parts.
+    pub parts: Vec<Part>,
     /// Other prefixes of tensor names, and what they stand for.
     pub aliases: Vec<(String, String)>,
     /// Tensors of no use.
@@ -63,6 +65,15 @@ pub struct Family {
     pub template: String,
 }
 
+/// A folder with a part of the model: its tensors are called by the folder's name, a dot, and their own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    /// The folder.
+    pub folder: String,
+    /// The key under which the template finds the part's configuration.
+    pub key: String,
+}
+
 /// A compile-time expression over `config`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Condition(pub String);
@@ -70,7 +81,7 @@ pub struct Condition(pub String);
 /// What a configuration key must hold.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KeyRule {
-    /// The key.
+    /// The key; `a.b` for the key `b` of the object `a`.
     pub key: String,
     /// What it must hold.
     pub kind: KeyKind,
@@ -99,7 +110,7 @@ pub enum KeyKind {
 
 impl KeyRule {
     fn check(&self, path: &Path, config: &Map<String, Json>) -> Result<(), ImportError> {
-        let value = match config.get(&self.key) {
+        let value = match value_at(config, &self.key) {
             None | Some(Json::Null) if self.optional => return Ok(()),
             None | Some(Json::Null) => {
                 return Err(ImportError::config(
@@ -139,6 +150,13 @@ impl KeyKind {
             KeyKind::Object => "an object",
         }
     }
+}
+
+/// The value of a key, `a.b` for the key `b` of the object `a`.
+fn value_at<'c>(config: &'c Map<String, Json>, key: &str) -> Option<&'c Json> {
+    let mut path = key.split('.');
+    let first = config.get(path.next()?)?;
+    path.try_fold(first, |value, key| value.get(key))
 }
 
 /// A value in a message, cut where it gets long.
@@ -203,7 +221,7 @@ pub(crate) fn by_config(path: &Path, config: &Map<String, Json>) -> Result<Famil
         (None, None) => false,
     };
     let families = families()?;
-    let env = ConfigEnv { path, config };
+    let env = ConfigEnv { path, config, number: None };
     for family in families.iter().filter(|f| fits(f)) {
         if family.when.as_ref().map_or(Ok(true), |w| truth(&w.0, &env))? {
             return Ok(family.clone());

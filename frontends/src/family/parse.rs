@@ -5,15 +5,16 @@
 //! key KIND[?] KEY, KEY                         configuration keys and what they must hold; `?`: may be missing or null
 //! harmless KEY, KEY                            keys that change nothing of what the model computes
 //! fixed KEY = JSON                             a key that is known with this value only
+//! part "FOLDER" = KEY                          a part of the model in a folder of its own, and where its configuration goes
 //! alias "PREFIX" = "PREFIX"                    tensor names that begin with the first are read as if with the second
-//! ignore "PATTERN" [when EXPR]                 tensors that are known to be of no use
+//! ignore "PATTERN" [when EXPR]                 tensors that are known to be of no use; `number` is what `{i}` stands for
 //! only "PATTERN" when EXPR                     tensors that are there if, and only if, the condition holds
 //! gguf "NAME" for CLASS { … }                  the same model in a GGUF file, see the `gguf` module
 //! ```
 
 use super::gguf::{GgufSection, TensorRule, Undo};
 use super::pattern::Pattern;
-use super::{Condition, Family, KeyKind, KeyRule};
+use super::{Condition, Family, KeyKind, KeyRule, Part};
 
 /// Parses a family file.
 ///
@@ -28,6 +29,7 @@ pub(super) fn parse(file: &'static str, text: &str) -> Result<Family, String> {
         keys: Vec::new(),
         harmless: Vec::new(),
         fixed: Vec::new(),
+        parts: Vec::new(),
         aliases: Vec::new(),
         ignore: Vec::new(),
         only: Vec::new(),
@@ -185,6 +187,11 @@ fn directive(family: &mut Family, words: &mut Words<'_>) -> Result<Option<GgufSe
             words.expect("=")?;
             family.fixed.push((key, words.rest("a value")?));
         }
+        "part" => {
+            let folder = words.string("a folder")?;
+            words.expect("=")?;
+            family.parts.push(Part { folder, key: words.next("a key")?.to_owned() });
+        }
         "alias" => {
             let theirs = words.string("a prefix")?;
             words.expect("=")?;
@@ -251,7 +258,7 @@ fn gguf_line(section: &mut GgufSection, words: &mut Words<'_>) -> Result<(), Str
 mod tests {
     use super::*;
 
-    const HEAD: &str = "// A family.\narch \"toy\" for ToyForCausalLM, ToyModel when config.kind == 3\nkey size? a, b // both\nalias \"h.\" = \"t.h.\"\n\
+    const HEAD: &str = "// A family.\narch \"toy\" for ToyForCausalLM, ToyModel when config.kind == 3\nkey size? a, b // both\npart \"eye\" = eye_cfg\nalias \"h.\" = \"t.h.\"\n\
         ignore \"h.{i}.mask\"\nonly \"b//c\" when config.bias ?? false\ngguf \"toy\" for ToyForCausalLM {\n  config a = gguf.toy.a ?? 1\n\
         tensor \"x.{i}\" = \"y.{i}\" unpermute heads plus -1\n}\nawqir 1\nmodel \"toy\"\n";
 
@@ -262,6 +269,7 @@ mod tests {
         assert_eq!(f.when.unwrap().0, "config.kind == 3");
         assert_eq!(f.keys.iter().map(|k| (k.key.as_str(), k.optional)).collect::<Vec<_>>(), [("a", true), ("b", true)]);
         assert_eq!(f.aliases, [("h.".to_owned(), "t.h.".to_owned())]);
+        assert_eq!(f.parts, [Part { folder: "eye".into(), key: "eye_cfg".into() }]);
         assert_eq!(f.only[0].0.0, "b//c");
         let g = &f.gguf[0];
         assert_eq!(g.config, [("a".to_owned(), "gguf.toy.a ?? 1".to_owned())]);

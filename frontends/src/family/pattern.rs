@@ -1,6 +1,6 @@
 //! Tensor names with `{i}` for a layer number.
 
-/// A name in which `{i}` stands for one number, the same wherever it occurs.
+/// A name in which `{i}` stands for one number, the same wherever it occurs; a `*` at its end stands for any rest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern(pub String);
 
@@ -10,13 +10,17 @@ const HOLE: &str = "{i}";
 impl Pattern {
     /// Whether `name` fits; then with what number, if the pattern has a placeholder.
     pub fn matches<'n>(&self, name: &'n str) -> Option<Option<&'n str>> {
+        let fits = |name: &str, pattern: &str| match pattern.strip_suffix('*') {
+            Some(start) => name.starts_with(start),
+            None => name == pattern,
+        };
         let Some((head, tail)) = self.0.split_once(HOLE) else {
-            return (self.0 == name).then_some(None);
+            return fits(name, &self.0).then_some(None);
         };
         let rest = name.strip_prefix(head)?;
         let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
         let number = rest.get(..digits).filter(|n| !n.is_empty())?;
-        (rest.get(digits..)? == tail.replace(HOLE, number)).then_some(Some(number))
+        fits(rest.get(digits..)?, &tail.replace(HOLE, number)).then_some(Some(number))
     }
 
     /// The name with `number` in place of `{i}`.
@@ -38,5 +42,8 @@ mod tests {
         assert_eq!(p.with(Some("3")), "h.3.w.3");
         assert_eq!(Pattern("norm".into()).matches("norm"), Some(None));
         assert_eq!(Pattern("norm".into()).matches("norms"), None);
+        assert_eq!(Pattern("h.{i}.*".into()).matches("h.7.w.b"), Some(Some("7")));
+        assert_eq!(Pattern("h.{i}.*".into()).matches("h.7"), None);
+        assert_eq!(Pattern("h.*".into()).matches("h.x"), Some(None));
     }
 }

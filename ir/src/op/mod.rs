@@ -6,11 +6,14 @@
 pub mod elementwise;
 pub mod embedding;
 pub mod fused;
+pub mod image;
 pub mod law;
 pub mod linear;
+pub mod memory;
 pub mod norm;
 pub mod rope;
 pub mod routing;
+pub mod rows;
 pub mod sdpa;
 pub mod shape;
 
@@ -26,10 +29,13 @@ use law::Law;
 pub use elementwise::{Add, Clamp, Gelu, GeluForm, Mul, Relu, Scale, Sigmoid, Silu, Softcap};
 pub use embedding::Embedding;
 pub use fused::Fused;
+pub use image::{Merge, Patches, Place};
 pub use linear::Linear;
+pub use memory::{Count, CrossSdpa, Gate};
 pub use norm::{LayerNorm, RmsNorm};
 pub use rope::{Rope, RopeScaling, RopeTable};
 pub use routing::{Combine, Dispatch, GroupScore, Groups, Softmax, TopK};
+pub use rows::{Append, Cut, Learned};
 pub use sdpa::{Alibi, Sdpa};
 pub use shape::{Concat, Repeat, Split};
 
@@ -239,6 +245,24 @@ ops! {
     Dispatch,
     /// What the experts say, added up.
     Combine,
+    /// Squares of pixels as rows.
+    Patches,
+    /// Neighbouring patches joined.
+    Merge,
+    /// Images put among the tokens of a text.
+    Place,
+    /// Learned rows for each sequence.
+    Learned,
+    /// Rows after rows.
+    Append,
+    /// Some of the rows.
+    Cut,
+    /// How often a token came before.
+    Count,
+    /// Attention to one piece of a memory.
+    CrossSdpa,
+    /// Product with the tanh of a parameter.
+    Gate,
     /// A named op whose body is its meaning.
     Fused,
 }

@@ -10,7 +10,8 @@ use crate::ty::Type;
 /// `sdpa q, k, v`: `q: T[B,S,heads·D]`, `k: T[B,S,kv_heads·D]`, `v: T[B,S,kv_heads·E]` to `T[B,S,heads·E]`.
 ///
 /// `softmax(cap(scale · q kᵀ) + alibi + mask) v`, head by head; query head `h` reads key/value head `h / (heads/kv_heads)`.
-/// A causal `sdpa` at position `i` depends on positions up to `i` only, so an executor may keep `k` and `v` of
+/// Where no position limits what is seen (no `causal`, `window` or `alibi`), `k` and `v` may have another number of rows
+/// than `q`. A causal `sdpa` at position `i` depends on positions up to `i` only, so an executor may keep `k` and `v` of
 /// earlier positions (the KV cache) and run the new ones alone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -81,11 +82,15 @@ impl OpInfo for Sdpa {
 
     fn infer(&self, operands: &[&Type], _: &[FusedDef]) -> Result<Vec<Type>, OpError> {
         let (q, k, v) = (operands[0], operands[1], operands[2]);
+        let placed = self.causal || self.window.is_some() || self.alibi.is_some();
         for (what, ty) in [("q", q), ("k", k), ("v", v)] {
             floats(&format!("{what} of sdpa"), ty)?;
-            if ty.rank() != 3 || ty.shape[..2] != q.shape[..2] {
+            if ty.rank() != 3 || ty.shape[0] != q.shape[0] || placed && ty.shape[1] != q.shape[1] {
                 return OpError::new(format!("{what} of sdpa must be [B,S,C] like q, this is {ty}"));
             }
+        }
+        if k.shape[1] != v.shape[1] {
+            return OpError::new(format!("k {k} and v {v} differ in the number of rows"));
         }
         if self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) || self.heads == 0 {
             return OpError::new(format!("{} query heads cannot share {} key/value heads", self.heads, self.kv_heads));

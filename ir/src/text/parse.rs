@@ -240,25 +240,44 @@ impl<'t> Parser<'t, '_> {
         Ok(())
     }
 
-    /// `@name (…) {…}` after `region`.
+    /// `@name (…) {…}`, or `@name.a..b (…) {…}`, after `region`.
     fn region(&mut self) -> Parsed<()> {
         let (name, span) = self.symbol("the name of a region such as @embed")?;
-        let name = RegionName::Named(name.into());
-        if self.module.region(&name).is_some() {
-            return Err(Fail::name(span, format!("region {name} is defined already")));
+        let first = RegionName::Named(name.into());
+        if !self.c.eat("..") {
+            return self.regions(span, vec![(None, first)]);
         }
-        if self.module.regions.len() >= 2 * LAYERS {
-            return Err(Fail::limit(span, "this module has too many regions"));
+        let Some((stem, start)) = first.numbered() else {
+            let message = format!("a range begins with a number, as in @{}.0..3", shorten(name));
+            return Err(Fail::name(span, message));
+        };
+        let end = self.end()?;
+        if end > LAYERS as u64 {
+            return Err(Fail::limit(span, format!("there are at most {LAYERS} regions of one name")));
         }
-        self.scope.enter(None);
+        let numbers = (u64::from(start)..end).filter_map(|i| u32::try_from(i).ok());
+        let named = |i: u32| (Some(i), RegionName::Named(format!("{stem}.{i}").into()));
+        let names = numbers.map(named).collect();
+        self.regions(span, names)
+    }
+
+    /// Regions of one text, each with its number if it has one.
+    fn regions(&mut self, span: Span, names: Vec<(Option<u32>, RegionName)>) -> Parsed<()> {
         let header = self.header()?;
-        let region = self.instance(&header, name)?;
-        self.scope.leave();
-        match region {
-            Some(region) => self.module.regions.push(region),
-            None => self.skip(&header)?,
+        for (number, name) in names {
+            if self.module.region(&name).is_some() {
+                return Err(Fail::name(span, format!("region {name} is defined already")));
+            }
+            if self.module.regions.len() >= 2 * LAYERS {
+                return Err(Fail::limit(span, "this module has too many regions"));
+            }
+            self.scope.enter(number);
+            let made = self.instance(&header, name.clone());
+            let made = if number.is_some() { made.map_err(|f| f.note(format!("in region {name}"))) } else { made };
+            self.module.regions.extend(made?);
+            self.scope.leave();
         }
-        Ok(())
+        self.skip(&header)
     }
 
     /// The first layer of a range: digits, or a name.
@@ -272,25 +291,21 @@ impl<'t> Parser<'t, '_> {
         self.scope.whole(&e).map_err(|f| Fail { span, ..f })
     }
 
+    /// The number after the last one of a range, which is read.
+    fn end(&mut self) -> Parsed<u64> {
+        let last = Expr::parse(&mut self.c)?;
+        let value = self.scope.eval(&last)?;
+        match value.as_i64().map(|n| n.saturating_add(1)) {
+            Some(end) => Ok(u64::try_from(end).unwrap_or(0)),
+            None => Err(Fail::value(last.span, format!("a number is needed here, this is {}", show(&value)))),
+        }
+    }
+
     /// `@a..b (…) {…}` after `layer`.
     fn layers(&mut self) -> Parsed<()> {
         let span = self.c.span();
         let first = self.first()?;
-        let end = if self.c.eat("..") {
-            let last = Expr::parse(&mut self.c)?;
-            let value = self.scope.eval(&last)?;
-            match value.as_i64().map(|n| n.saturating_add(1)) {
-                Some(end) => u64::try_from(end).unwrap_or(0),
-                None => {
-                    return Err(Fail::value(
-                        last.span,
-                        format!("a layer number is needed here, this is {}", show(&value)),
-                    ));
-                }
-            }
-        } else {
-            first.saturating_add(1)
-        };
+        let end = if self.c.eat("..") { self.end()? } else { first.saturating_add(1) };
         if end > LAYERS as u64 || self.module.layers() > LAYERS {
             return Err(Fail::limit(span, format!("there are at most {LAYERS} layers")));
         }

@@ -132,6 +132,10 @@ pub(super) fn module(module: &Module) -> String {
                 let last = *i as usize + count - 1;
                 let _ = write!(out, "\nlayer @{i}..{last} {}", whole(&body, Some(&template)));
             }
+            (RegionName::Named(_), 2..) => {
+                let last = first.name.numbered().map_or(0, |(_, i)| i as usize) + count - 1;
+                let _ = write!(out, "\n{}..{last} {}", title(first, Form::Region), whole(&body, Some(&template)));
+            }
             (RegionName::Layer(_) | RegionName::Named(_), _) => {
                 let _ = write!(out, "\n{} {}", title(first, Form::Region), whole(&body, Some(&inside(&first.prefix))));
             }
@@ -171,10 +175,14 @@ fn title(region: &Region, form: Form) -> String {
     }
 }
 
-/// Whether `region` is the layer `n` after `first`.
+/// Whether `region` is the layer, or the numbered region, `n` after `first`.
 fn follows(first: &Region, region: &Region, n: usize) -> bool {
     match (&first.name, &region.name) {
         (RegionName::Layer(a), RegionName::Layer(b)) => *b as usize == *a as usize + n,
+        (RegionName::Named(_), RegionName::Named(_)) => match (first.name.numbered(), region.name.numbered()) {
+            (Some((stem, a)), Some((other, b))) => stem == other && b as usize == a as usize + n,
+            (Some(_) | None, Some(_) | None) => false,
+        },
         (RegionName::Layer(_) | RegionName::Named(_), _) => false,
     }
 }
@@ -185,10 +193,13 @@ fn inside(s: &str) -> String {
     quoted[1..quoted.len() - 1].to_owned()
 }
 
-/// A layer's prefix with its number, if it is a part of its own, replaced by `{i}`.
+/// The prefix of a layer, or of a numbered region, with its number, if it is a part of its own, replaced by `{i}`.
 fn layer_prefix(region: &Region) -> String {
-    let RegionName::Layer(i) = &region.name else { return inside(&region.prefix) };
-    let number = i.to_string();
+    let number = match &region.name {
+        RegionName::Layer(i) => Some(*i),
+        RegionName::Named(_) => region.name.numbered().map(|(_, i)| i),
+    };
+    let Some(number) = number.map(|i| i.to_string()) else { return inside(&region.prefix) };
     let mut parts: Vec<String> = region.prefix.split('.').map(inside).collect();
     if let Some(part) = parts.iter_mut().rev().find(|p| **p == number) {
         *part = "{i}".into();

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::diag::{Diagnostic, Diagnostics};
+use crate::images::pixels;
 use crate::module::Module;
 use crate::region::{Region, RegionName};
 use crate::text::{Entity, Form, LAYERS, is_sigil_name};
@@ -55,7 +56,9 @@ pub(super) fn names(module: &Module) -> Vec<Diagnostic> {
 /// Whether the module starts somewhere in the middle of a model.
 fn is_piece(module: &Module) -> bool {
     let first = module.regions.first().and_then(|r| Some((r, *r.params().first()?)));
-    first.is_some_and(|(r, p)| nodes::ids(r).is_ok() && r.operand_type(p).elem != Elem::I32)
+    first.is_some_and(|(r, p)| {
+        nodes::ids(r).is_ok() && r.operand_type(p).elem != Elem::I32 && pixels(r.operand_type(p)).is_none()
+    })
 }
 
 /// V03: the stream of values has what each region takes.
@@ -68,7 +71,9 @@ pub(super) fn stream(module: &Module, found: &mut Diagnostics) {
         Some(first) if is_piece(module) => types(first),
         Some(_) | None => {
             let symbol = |name: &str| Dim::Sym(name.into());
-            vec![Type::new(Elem::I32, [symbol("B"), symbol("S")]), Type::new(Elem::I32, [symbol("S")])]
+            let text = [Type::new(Elem::I32, [symbol("B"), symbol("S")]), Type::new(Elem::I32, [symbol("S")])];
+            let images = module.regions.first().and_then(|r| types(r).into_iter().next());
+            images.into_iter().filter(|ty| pixels(ty).is_some()).chain(text).collect()
         }
     };
     for region in &module.regions {

@@ -132,6 +132,50 @@ fn v03_stream() {
 }
 
 #[test]
+fn v03_pixels_begin_the_stream() {
+    let text = r#"awqir 1
+    dim B, S, N
+    region @eye (%p: f16[N,3,8,8]) { %x = patches %p {size=4} return %x }
+    region @embed (%x: f16[N,4,48], %ids: i32[B,S], %pos: i32[S]) { return %ids, %pos }"#;
+    let m = parse(text).map_err(|e| e.to_string()).unwrap();
+    verify(&m).map_err(|e| e.to_string()).unwrap();
+    let wrong = parse(&text.replace("%x: f16[N,4,48]", "%x: f16[N,3,48]")).map_err(|e| e.to_string()).unwrap();
+    assert_eq!(verify(&wrong).unwrap_err().codes(), ["V03"]);
+    let swapped = text.replace("%ids: i32[B,S], %pos: i32[S]", "%pos: i32[S], %ids: i32[B,S]");
+    let swapped = parse(&swapped).map_err(|e| e.to_string()).unwrap();
+    assert_eq!(verify(&swapped).unwrap_err().codes(), ["V03", "V03"]);
+}
+
+#[test]
+fn ops_on_images_say_what_does_not_fit() {
+    for (node, wrong) in [
+        ("patches %p {size=9}", "holds no patch"),
+        ("patches %p {size=0}", "holds no patch"),
+        ("patches %x {size=2}", "takes pixels"),
+        ("merge %x {side=3, by=2}", "merge takes"),
+        ("merge %x {side=2, by=0}", "not possible"),
+        ("cut %x {start=3, len=2}", "has no 2 rows"),
+        ("append %x, %t", "constant number of rows"),
+        ("append %x, %z", "only the number of rows"),
+        ("place %t, %ids, %z {token=1}", "as many channels"),
+        ("place %t, %pos, %x {token=1}", "its tokens"),
+        ("count %pos {token=1}", "count takes"),
+        ("cross_sdpa %t, %x, %x, %pos {heads=2, kv_heads=2}", "cross_sdpa takes"),
+        ("cross_sdpa %t, %x, %z, %ids {heads=2, kv_heads=2}", "number of rows"),
+        ("sdpa %x, %y, %y {causal, heads=2, kv_heads=2}", "like q"),
+        ("gate %t, $w", "[1]"),
+        ("learned %t, $v", "[R,C] or [C]"),
+    ] {
+        let text = format!(
+            "awqir 1 dim B, S, N region @r (%p: f16[N,3,8,8], %x: f16[N,4,48], %y: f16[N,5,48], %z: f16[N,5,6], \
+             %t: f16[B,S,48], %ids: i32[B,S], %pos: i32[S]) {{ $w = \"w\" : f16[48] $v = \"v\" : f16[1,2,3] %o = {node} return %o }}"
+        );
+        let e = parse(&text).map(|_| ()).unwrap_err().to_string();
+        assert!(e.contains(wrong), "{node}: {e}");
+    }
+}
+
+#[test]
 fn a_piece_of_a_model_is_in_order() {
     for i in 1..4 {
         let mut m = module();

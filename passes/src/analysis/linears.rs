@@ -70,7 +70,7 @@ pub fn label(region: &Region, weight: WeightId) -> String {
 /// Whether the result of a linear ends up in the queries or keys of an attention, by way of nothing but rotations,
 /// norms and cuts. Such errors pass through a softmax, which a squared error of the linear's output does not see.
 pub fn feeds_attention_scores(region: &Region, linear: &LinearUse) -> bool {
-    feeds(region, linear.output, |op, i| matches!(op, Op::Sdpa(_)) && i < 2)
+    feeds(region, linear.output, |op, i| matches!(op, Op::Sdpa(_) | Op::CrossSdpa(_)) && i < 2)
 }
 
 /// Whether the result of a linear decides which experts a token goes to. Such a linear is small, and what rounding does
@@ -99,6 +99,10 @@ fn feeds(region: &Region, value: ValueId, ends: impl Fn(&Op, usize) -> bool) -> 
             | Op::Split(_)
             | Op::Concat(_)
             | Op::Repeat(_)
+            | Op::Merge(_)
+            | Op::Append(_)
+            | Op::Cut(_)
+            | Op::Gate(_)
             | Op::Scale(_)
             | Op::Clamp(_)
             | Op::Softcap(_)
@@ -116,6 +120,11 @@ fn feeds(region: &Region, value: ValueId, ends: impl Fn(&Op, usize) -> bool) -> 
             | Op::TopK(_)
             | Op::Dispatch(_)
             | Op::Combine(_)
+            | Op::Patches(_)
+            | Op::Place(_)
+            | Op::Learned(_)
+            | Op::Count(_)
+            | Op::CrossSdpa(_)
             | Op::Fused(_) => {}
         }
     }

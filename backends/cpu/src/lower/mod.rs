@@ -62,6 +62,21 @@ fn uncovered(op: &Op) -> Option<&'static str> {
     if matches!(op, Op::Softmax(_) | Op::TopK(_) | Op::Dispatch(_) | Op::Combine(_)) {
         return Some("mixtures of experts have no kernels here: use the reference target");
     }
+    let images = matches!(
+        op,
+        Op::Patches(_)
+            | Op::Merge(_)
+            | Op::Place(_)
+            | Op::Learned(_)
+            | Op::Append(_)
+            | Op::Cut(_)
+            | Op::Count(_)
+            | Op::CrossSdpa(_)
+            | Op::Gate(_)
+    );
+    if images {
+        return Some("models that take images have no kernels here: use the reference target");
+    }
     let sees_later = matches!(op, Op::Sdpa(op) if !op.causal);
     sees_later.then_some("tokens are taken in pieces here, so attention must be causal")
 }
@@ -180,7 +195,19 @@ impl<'a> Builder<'a> {
                     self.flat.steps.push(Flat::Make { out: outs.clone(), step: Box::new(step) });
                 }
                 // `uncovered` has refused them.
-                Op::Softmax(_) | Op::TopK(_) | Op::Dispatch(_) | Op::Combine(_) => {}
+                Op::Softmax(_)
+                | Op::TopK(_)
+                | Op::Dispatch(_)
+                | Op::Combine(_)
+                | Op::Patches(_)
+                | Op::Merge(_)
+                | Op::Place(_)
+                | Op::Learned(_)
+                | Op::Append(_)
+                | Op::Cut(_)
+                | Op::Count(_)
+                | Op::CrossSdpa(_)
+                | Op::Gate(_) => {}
                 Op::Linear(_) => {
                     let weight = *weights.first().ok_or_else(|| unsupported(op, "a weight is missing"))?;
                     let weight = matrix(region, weight, source, &mut self.home)?;

@@ -120,6 +120,15 @@ pub(super) fn uncovered(op: &Op) -> Option<&'static str> {
         Op::Softmax(_) | Op::TopK(_) | Op::Dispatch(_) | Op::Combine(_) => {
             Some("mixtures of experts have no kernels here: use the reference target")
         }
+        Op::Patches(_)
+        | Op::Merge(_)
+        | Op::Place(_)
+        | Op::Learned(_)
+        | Op::Append(_)
+        | Op::Cut(_)
+        | Op::Count(_)
+        | Op::CrossSdpa(_)
+        | Op::Gate(_) => Some("models that take images have no kernels here: use the reference target"),
         Op::Embedding(_)
         | Op::Sigmoid(_)
         | Op::Clamp(_)

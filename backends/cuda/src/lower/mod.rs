@@ -204,7 +204,20 @@ impl Builder<'_> {
             let width = self.flat.values[out].width;
             match op.clone() {
                 // The angles are a table, and `uncovered` has refused the others.
-                Op::RopeTable(_) | Op::Softmax(_) | Op::TopK(_) | Op::Dispatch(_) | Op::Combine(_) => {}
+                Op::RopeTable(_)
+                | Op::Softmax(_)
+                | Op::TopK(_)
+                | Op::Dispatch(_)
+                | Op::Combine(_)
+                | Op::Patches(_)
+                | Op::Merge(_)
+                | Op::Place(_)
+                | Op::Learned(_)
+                | Op::Append(_)
+                | Op::Cut(_)
+                | Op::Count(_)
+                | Op::CrossSdpa(_)
+                | Op::Gate(_) => {}
                 Op::Embedding(e) => {
                     let Some(Entry::Ints(ints)) = operands.first().copied() else {
                         return Err(unsupported("the indices must be token ids or positions"));

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use awqc_ir::tensor::reads_as;
 use awqc_ir::{Elem, Group, Layout, Module, Op, Operand, Quant, Region, Verified, WeightExpr, WeightId};
 use awqc_passes::analysis::linears::quantizable;
 use serde_json::{Map, Value as Json, json};
@@ -119,7 +120,14 @@ impl HfAwq {
                 )));
             }
         }
-        self.tensor(name, realize(region, id, cx.source)?)
+        let mut numbers = realize(region, id, cx.source)?;
+        // What was read as a matrix goes back to the axes that it has in the checkpoint.
+        if let (Realized::Float { shape, .. }, Some(info)) = (&mut numbers, cx.source.info(name))
+            && reads_as(&info.shape, shape)
+        {
+            *shape = info.shape;
+        }
+        self.tensor(name, numbers)
     }
 
     fn tensor(&mut self, name: &str, numbers: Realized) -> Result<(), EmitError> {
@@ -282,6 +290,15 @@ impl Emitter for HfAwq {
                 | Op::TopK(_)
                 | Op::Dispatch(_)
                 | Op::Combine(_)
+                | Op::Patches(_)
+                | Op::Merge(_)
+                | Op::Place(_)
+                | Op::Learned(_)
+                | Op::Append(_)
+                | Op::Cut(_)
+                | Op::Count(_)
+                | Op::CrossSdpa(_)
+                | Op::Gate(_)
                 | Op::Fused(_) => {}
             }
         }

@@ -53,10 +53,10 @@ pub(super) fn sdpa(
     v: NdArrayTensor,
     cache: Option<&mut HostCache>,
 ) -> Result<NdArrayTensor, String> {
-    let (shape, channels) = (shape_of(&q), shape_of(&v).last().copied().unwrap_or(0));
+    let channels_of = |t: &NdArrayTensor| shape_of(t).last().copied().unwrap_or(0);
+    let (shape, key_channels, channels) = (shape_of(&q), channels_of(&k), channels_of(&v));
     let (batch, seq) = (shape[0], shape[1]);
     let (q, k, v) = (floats(&q), floats(&k), floats(&v));
-    let key_channels = k.len() / (batch * seq).max(1);
     let pairs: Vec<(&[f32], &[f32])> = match cache {
         None => (0..batch).map(|b| (part(&k, b, batch), part(&v, b, batch))).collect(),
         Some(cache) => {
@@ -75,7 +75,7 @@ pub(super) fn sdpa(
             let q = part(&q, b, batch);
             out.par_chunks_mut(ROWS * row).enumerate().for_each(|(block, out)| {
                 let all = k.len() / key_channels.max(1);
-                let first = all - seq + block * ROWS;
+                let first = all.saturating_sub(seq) + block * ROWS;
                 let mut scores = Vec::new();
                 for h in 0..heads.count() {
                     let queries = &q[block * ROWS * stride + h * heads.width..];

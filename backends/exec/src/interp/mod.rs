@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use awqc_ir::op::Op;
-use awqc_ir::{FusedDef, NodeId, Operand, Region, TensorSource, ValueId, WeightId};
+use awqc_ir::{Dim, Elem, FusedDef, Name, NodeId, Operand, Region, TensorSource, ValueId, WeightId};
 use awqc_passes::{ExecError, Tensor};
 use burn_backend::tensor::{Device, FloatTensor, IntTensor};
 use burn_backend::{Backend, DType, Shape, TensorData, TensorMetadata, try_read_sync};
@@ -128,15 +128,17 @@ impl<B: Backend> Weights<B> {
     }
 }
 
-/// The KV caches of one region: one for each `sdpa`, keyed by the path of calls that leads to it.
+/// What one region remembers of earlier positions, keyed by the path of calls that leads to a node: the keys and values
+/// of each `sdpa`, the numbers of each `count`.
 pub struct Caches<B: ExecBackend> {
     of: BTreeMap<Vec<NodeId>, B::Cache>,
+    counts: BTreeMap<Vec<NodeId>, Vec<i32>>,
 }
 
 impl<B: ExecBackend> Caches<B> {
     /// Nothing remembered.
     pub fn new() -> Self {
-        Self { of: BTreeMap::new() }
+        Self { of: BTreeMap::new(), counts: BTreeMap::new() }
     }
 }
 
@@ -174,10 +176,36 @@ impl<B: ExecBackend> Interpreter<'_, B> {
         caches: Option<&mut Caches<B>>,
         observe: &mut Observer<'_, B>,
     ) -> Result<Vec<Val<B>>, ExecError> {
-        bind(region, &inputs.iter().map(Val::shape).collect::<Vec<_>>())?;
+        let shapes: Vec<_> = inputs.iter().map(Val::shape).collect();
+        let sizes = bind(region, &shapes)?;
+        if !shapes.is_empty() && shapes.iter().all(|s| s.contains(&0)) {
+            return self.nothing(region, &sizes);
+        }
         let mut path = Vec::new();
         let mut frame = Frame { interpreter: self, caches, path: &mut path };
         frame.run(region, weights, inputs, observe)
+    }
+
+    /// The results of a region whose inputs are all empty: those of a text without images.
+    fn nothing(&self, region: &Region, sizes: &BTreeMap<Name, usize>) -> Result<Vec<Val<B>>, ExecError> {
+        let empty = |id: &ValueId| {
+            let ty = &region.value(*id).ty;
+            let size = |dim: &Dim| match dim {
+                Dim::Const(n) => usize::try_from(*n).ok(),
+                Dim::Sym(name) => sizes.get(name).copied(),
+            };
+            let shape = ty.shape.iter().map(size).collect::<Option<Vec<_>>>().filter(|s| s.contains(&0));
+            let shape = shape.ok_or_else(|| {
+                ExecError::Tensor(format!("region {}: nothing goes in, but {ty} should come out", region.name))
+            })?;
+            Ok(match ty.elem {
+                Elem::I32 => Val::ints(Vec::new(), &shape, self.device),
+                Elem::F32 | Elem::F16 | Elem::Bf16 | Elem::Quant(_) => {
+                    Val::floats(Tensor { shape, data: Vec::new() }, self.device)
+                }
+            })
+        };
+        region.results().iter().map(empty).collect()
     }
 }
 
@@ -293,10 +321,8 @@ impl<B: ExecBackend> Frame<'_, '_, B> {
             Op::Rope(r) => B::op_rope(r, float()?, &float()?, &float()?),
             Op::Sdpa(s) => {
                 let (q, k, v) = (float()?, float()?, float()?);
-                let cache = self.caches.as_deref_mut().map(|c| {
-                    let key: Vec<NodeId> = self.path.iter().copied().chain([id]).collect();
-                    c.of.entry(key).or_default()
-                });
+                let key: Vec<NodeId> = self.path.iter().copied().chain([id]).collect();
+                let cache = self.caches.as_deref_mut().map(|c| c.of.entry(key).or_default());
                 B::op_sdpa(s, q, k, v, cache).map_err(|e| self.error(region, op, e))?
             }
             Op::Silu(_) => B::op_silu(float()?),
@@ -328,6 +354,29 @@ impl<B: ExecBackend> Frame<'_, '_, B> {
             }
             Op::Concat(c) => B::op_concat(c.heads as usize, floats.collect()),
             Op::Repeat(r) => B::op_repeat(r.times as usize, float()?),
+            Op::Patches(p) => ops::image::patches::<B>(p, float()?),
+            Op::Merge(m) => ops::image::merge::<B>(m, float()?),
+            Op::Place(p) => {
+                let (x, rows) = (float()?, float()?);
+                ops::image::place::<B>(p, x, int()?, rows).map_err(|e| self.error(region, op, e))?
+            }
+            Op::Learned(_) => {
+                let sequences = Val::<B>::Float(float()?).shape().first().copied().unwrap_or(0);
+                ops::rows::learned::<B>(sequences, float()?)
+            }
+            Op::Append(_) => ops::rows::append::<B>(float()?, float()?),
+            Op::Cut(c) => ops::rows::cut::<B>(c, float()?),
+            Op::Count(c) => {
+                let key: Vec<NodeId> = self.path.iter().copied().chain([id]).collect();
+                let seen = self.caches.as_deref_mut().map(|c| c.counts.entry(key).or_default());
+                let out = ops::memory::count::<B>(c, int()?, seen, self.interpreter.device);
+                return Ok(vec![out.map_err(|e| self.error(region, op, e))?]);
+            }
+            Op::CrossSdpa(c) => {
+                let (q, k, v) = (float()?, float()?, float()?);
+                ops::memory::cross_sdpa::<B>(c, q, k, v, int()?).map_err(|e| self.error(region, op, e))?
+            }
+            Op::Gate(_) => ops::memory::gate::<B>(float()?, float()?),
             Op::Fused(_) => return Err(self.error(region, op, "handled above")),
         };
         Ok(vec![rejoin(out, route)])

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod emit;
+mod images;
 mod ops;
 mod realize;
 mod scale_laws;

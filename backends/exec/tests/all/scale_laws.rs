@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use awqc_exec::{Host, Interpreter, Val, Weights, interp::upload};
 use awqc_ir::op::law::{ChannelMap, Law, Port, Sense};
 use awqc_ir::op::{
-    Add, Alibi, Clamp, Combine, Concat, Dispatch, Embedding, Gelu, GroupScore, Groups, LayerNorm, Linear, Mul, Relu,
-    Repeat, RmsNorm, Rope, Scale, Sdpa, Sigmoid, Silu, Softcap, Softmax, Split, TopK,
+    Add, Alibi, Append, Clamp, Combine, Concat, Count, CrossSdpa, Cut, Dispatch, Embedding, Gate, Gelu, GroupScore,
+    Groups, LayerNorm, Learned, Linear, Merge, Mul, Patches, Place, Relu, Repeat, RmsNorm, Rope, Scale, Sdpa, Sigmoid,
+    Silu, Softcap, Softmax, Split, TopK,
 };
 use awqc_ir::{Dim, Elem, Op, Operand, Region, RegionName, Type, WeightExpr, WeightId};
 use awqc_passes::Tensor;
@@ -160,6 +161,20 @@ fn cases() -> Vec<Case> {
         case(Dispatch { experts: 3 }.into(), vec![x(), value(&[2, 5, 2])], true),
         case(Linear {}.into(), vec![value(&[3, 2, 5, 12]), weight(&[3, 7, 12])], true),
         case(Combine {}.into(), vec![value(&[3, 2, 5, 12]), value(&[2, 5, 2]), value(&[2, 5, 2])], true),
+        case(Patches { size: 2 }.into(), vec![value(&[2, 3, 4, 6])], false),
+        case(Merge { side: 3, by: 2 }.into(), vec![value(&[2, 9, 12])], true),
+        case(Place { token: 2 }.into(), vec![x(), value(&[2, 5]), value(&[2, 3, 12])], true),
+        case(Learned {}.into(), vec![x(), weight(&[3, 7])], true),
+        case(Learned {}.into(), vec![x(), weight(&[7])], true),
+        case(Append {}.into(), vec![x(), value(&[2, 3, 12])], true),
+        case(Cut { start: 1, len: 3 }.into(), vec![x()], true),
+        case(Count { token: 1 }.into(), vec![value(&[2, 5])], false),
+        case(
+            CrossSdpa { heads: 6, kv_heads: 2, scale: None }.into(),
+            vec![x(), value(&[4, 3, 4]), value(&[4, 3, 6]), value(&[2, 5])],
+            true,
+        ),
+        case(Gate {}.into(), vec![x(), weight(&[1])], true),
     ]
 }
 
@@ -169,9 +184,10 @@ fn region(case: &Case, random: &mut Random) -> (Region, Vec<Tensor>) {
     let (mut operands, mut numbers) = (Vec::new(), Vec::new());
     for (i, (shape, is_weight)) in case.shapes.iter().enumerate() {
         let ids = match &case.op {
-            Op::Embedding(_) => i == 0,
-            Op::Dispatch(_) => i == 1,
+            Op::Embedding(_) | Op::Count(_) => i == 0,
+            Op::Dispatch(_) | Op::Place(_) => i == 1,
             Op::Combine(_) => i == 2,
+            Op::CrossSdpa(_) => i == 3,
             _ => false,
         };
         let below = if matches!(case.op, Op::Embedding(_)) { 8 } else { 3 };
@@ -181,7 +197,15 @@ fn region(case: &Case, random: &mut Random) -> (Region, Vec<Tensor>) {
             false => Operand::Value(region.add_param(format!("x{i}"), ty)),
         });
         let n = shape.iter().product();
-        let data = if ids { (0..n).map(|_| (random.bits() % below) as f32).collect() } else { random.numbers(n) };
+        // As many image tokens as there are rows for them.
+        let places = |at: usize| if at % 5 < 3 { 2.0 } else { 0.0 };
+        let data = if ids && matches!(case.op, Op::Place(_)) {
+            (0..n).map(places).collect()
+        } else if ids {
+            (0..n).map(|_| (random.bits() % below) as f32).collect()
+        } else {
+            random.numbers(n)
+        };
         numbers.push(Tensor { shape: shape.clone(), data });
     }
     let node = region.append(case.op.clone(), operands, &[], &[]).unwrap();

@@ -2,10 +2,13 @@
 
 pub mod elementwise;
 pub mod embedding;
+pub mod image;
 pub mod linear;
+pub mod memory;
 pub mod norm;
 pub mod rope;
 pub mod routing;
+pub mod rows;
 pub mod sdpa;
 pub mod shape;
 

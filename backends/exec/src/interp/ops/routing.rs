@@ -81,7 +81,8 @@ impl<B: Backend> Routed<B> {
     }
 }
 
-fn indices<B: Backend>(of: &[usize], device: &Device<B>) -> IntTensor<B> {
+/// Integers that choose rows.
+pub(super) fn indices<B: Backend>(of: &[usize], device: &Device<B>) -> IntTensor<B> {
     let data: Vec<i64> = of.iter().map(|i| *i as i64).collect();
     B::int_from_data(TensorData::new(data, Shape::from(vec![of.len()])).convert::<B::IntElem>(), device)
 }
