@@ -108,6 +108,7 @@ fn side(region: &Region, value: ValueId) -> Option<Side> {
         | Op::TopK(_)
         | Op::Dispatch(_)
         | Op::Combine(_)
+        | Op::Foreign(_)
         | Op::Fused(_) => None,
     }
 }

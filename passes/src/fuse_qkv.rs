@@ -98,6 +98,7 @@ fn maker(region: &Region, value: ValueId) -> Result<NodeId, ValueId> {
             | Op::TopK(_)
             | Op::Dispatch(_)
             | Op::Combine(_)
+            | Op::Foreign(_)
             | Op::Fused(_) => return Err(at),
         }
         match node.operands.first() {

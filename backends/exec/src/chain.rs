@@ -60,7 +60,7 @@ pub(crate) fn sequence(module: &Module) -> Option<Name> {
 /// apart.
 pub fn rowwise(region: &Region, fused: &[FusedDef]) -> bool {
     region.nodes().all(|(_, node)| match &node.op {
-        Op::Sdpa(_) | Op::RopeTable(_) => false,
+        Op::Sdpa(_) | Op::RopeTable(_) | Op::Foreign(_) => false,
         Op::Fused(call) => fused.iter().find(|d| d.name == call.callee).is_some_and(|d| rowwise(&d.body, fused)),
         Op::Embedding(_)
         | Op::Linear(_)

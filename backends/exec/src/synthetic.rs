@@ -95,7 +95,8 @@ fn table_rows(region: &Region, fused: &[FusedDef], value: ValueId) -> Option<u64
                 | Op::Softmax(_)
                 | Op::TopK(_)
                 | Op::Dispatch(_)
-                | Op::Combine(_) => None,
+                | Op::Combine(_)
+                | Op::Foreign(_) => None,
             };
             rows = match (rows, found) {
                 (Some(a), Some(b)) => Some(a.min(b)),

@@ -5,6 +5,7 @@
 
 pub mod elementwise;
 pub mod embedding;
+pub mod foreign;
 pub mod fused;
 pub mod law;
 pub mod linear;
@@ -25,6 +26,7 @@ use law::Law;
 
 pub use elementwise::{Add, Clamp, Gelu, GeluForm, Mul, Relu, Scale, Sigmoid, Silu, Softcap};
 pub use embedding::Embedding;
+pub use foreign::Foreign;
 pub use fused::Fused;
 pub use linear::Linear;
 pub use norm::{LayerNorm, RmsNorm};
@@ -239,6 +241,8 @@ ops! {
     Dispatch,
     /// What the experts say, added up.
     Combine,
+    /// An op of another system that no rewrite has recognised yet.
+    Foreign,
     /// A named op whose body is its meaning.
     Fused,
 }

@@ -116,6 +116,7 @@ fn feeds(region: &Region, value: ValueId, ends: impl Fn(&Op, usize) -> bool) -> 
             | Op::TopK(_)
             | Op::Dispatch(_)
             | Op::Combine(_)
+            | Op::Foreign(_)
             | Op::Fused(_) => {}
         }
     }

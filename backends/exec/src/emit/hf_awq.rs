@@ -282,6 +282,7 @@ impl Emitter for HfAwq {
                 | Op::TopK(_)
                 | Op::Dispatch(_)
                 | Op::Combine(_)
+                | Op::Foreign(_)
                 | Op::Fused(_) => {}
             }
         }

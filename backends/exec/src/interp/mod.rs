@@ -328,6 +328,7 @@ impl<B: ExecBackend> Frame<'_, '_, B> {
             }
             Op::Concat(c) => B::op_concat(c.heads as usize, floats.collect()),
             Op::Repeat(r) => B::op_repeat(r.times as usize, float()?),
+            Op::Foreign(f) => return Err(self.error(region, op, format!("{} has no meaning here", f.op))),
             Op::Fused(_) => return Err(self.error(region, op, "handled above")),
         };
         Ok(vec![rejoin(out, route)])
