@@ -40,8 +40,7 @@ impl Model {
             .map_err(|e| Failure::new(if e.is_unsupported() { Exit::Unsupported } else { Exit::BadInput }, e))?;
         let Imported { mut module, source, config, files, notes, kind } = imported;
         if kind == Kind::Onnx {
-            raise(&mut module, &[])
-                .map_err(|e| Failure::new(Exit::Unsupported, format!("{}: {e}", path.display())))?;
+            raise(&mut module, &[]).map_err(|e| Failure::new(Exit::Unsupported, format!("{}: {e}", path.display())))?;
         }
         let target = std::fs::read(path.join("report.json"))
             .ok()

@@ -96,6 +96,7 @@
 //! | `top_k p [, b]` | `k`, `groups`, `normalize`, `scale`, `near` | the largest scores, and whose they are | 0 |
 //! | `dispatch x, i` | `experts` | `[E,B,S,C]`: for each expert the rows of its tokens | channels correspond |
 //! | `combine y, w, i` | | the experts' rows, weighted and added up | channels correspond, σ(w) = 0 |
+//! | `foreign x, …` | `op`, `results`, any others | an op of another system; rewrites must replace it | 0 |
 //! | `fused @name(…)` | | what the body of `@name` gives | 0; see the inlined graph |
 //!
 //! Between `dispatch` and `combine` a value holds rows for each of the layer's experts, and `linear` has a stack of

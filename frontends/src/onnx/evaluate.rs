@@ -1,6 +1,6 @@
 //! What ONNX ops mean on numbers that are at hand. See [`super::numbers`].
 
-use super::numbers::{Numbers, axis, broadcast, count};
+use super::numbers::{Numbers, axis, broadcast, count, place};
 use super::proto::{Attribute, Node};
 
 type Made = Result<Numbers, String>;
@@ -167,7 +167,7 @@ pub(super) fn apply(node: &Node, inputs: &[Option<&Numbers>]) -> Result<Option<V
             let mut out = x(0)?.clone();
             for (a, n) in x(1)?.ints().into_iter().enumerate() {
                 let n = usize::try_from(n).map_err(|e| e.to_string())?;
-                count(&[out.data.len(), n])?;
+                count(&[out.data.len().max(1), n])?;
                 out = Numbers::joined(&vec![&out; n], a)?;
             }
             one(Ok(out))
@@ -198,7 +198,7 @@ pub(super) fn apply(node: &Node, inputs: &[Option<&Numbers>]) -> Result<Option<V
         "Range" => {
             let [start, end, step] = [x(0)?.only(), x(1)?.only(), x(2)?.only()].map(|v| v.unwrap_or(f64::NAN));
             let n = ((end - start) / step).ceil().max(0.0);
-            if n.is_nan() || n > 1e7 {
+            if n.is_nan() || n > super::numbers::MOST as f64 {
                 return Err("a range without end".into());
             }
             let data: Vec<f64> = (0..n as usize).map(|i| start + step * i as f64).collect();
@@ -264,10 +264,7 @@ fn scattered(of: &Numbers, indices: &Numbers, updates: &Numbers) -> Made {
     let run: usize = of.shape.get(depth..).ok_or("indices that are too deep")?.iter().product();
     let mut out = of.clone();
     for (n, index) in indices.data.chunks(depth.max(1)).enumerate() {
-        let place = index.iter().zip(&of.shape).try_fold(0usize, |at, (i, d)| {
-            let i = if *i < 0.0 { *i + *d as f64 } else { *i } as usize;
-            (i < *d).then(|| at * d + i)
-        });
+        let place = index.iter().zip(&of.shape).try_fold(0usize, |at, (i, d)| Some(at * d + place(*i, *d)?));
         let at = place.ok_or("an index is out of range")? * run;
         let new = updates.data.get(n * run..(n + 1) * run).ok_or("updates are missing")?;
         out.data.get_mut(at..at + run).ok_or("an index is out of range")?.copy_from_slice(new);

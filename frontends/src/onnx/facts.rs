@@ -11,9 +11,7 @@ use super::view::SAMPLES;
 pub(super) fn positions(known: &Known) -> Option<u32> {
     let first = *known[0].data.first()?;
     let counts = known.iter().zip(SAMPLES).all(|(n, (_, s))| {
-        n.whole
-            && n.shape.last() == Some(&s)
-            && n.data.iter().enumerate().all(|(i, v)| *v == first + (i % s) as f64)
+        n.whole && n.shape.last() == Some(&s) && n.data.iter().enumerate().all(|(i, v)| *v == first + (i % s) as f64)
     });
     (counts && (0.0..65536.0).contains(&first)).then_some(first as u32)
 }
@@ -130,9 +128,8 @@ impl Angles {
     pub(super) fn table(&self) -> RopeTable {
         let pairs = self.turns.len();
         let dim = 2 * pairs as u64;
-        let close = |f: &dyn Fn(usize) -> f64| {
-            self.turns.iter().enumerate().all(|(j, t)| (t / f(j) - 1.0).abs() < 4e-6)
-        };
+        let close =
+            |f: &dyn Fn(usize) -> f64| self.turns.iter().enumerate().all(|(j, t)| (t / f(j) - 1.0).abs() < 4e-6);
         let power = |theta: f64, j: usize| theta.powf(-(j as f64) / pairs as f64);
         let first = self.turns.first().copied().unwrap_or(1.0);
         if let (Some(last), true) = (self.turns.last(), pairs > 1 && self.factor == 1.0) {

@@ -73,6 +73,12 @@ pub(super) struct Importer<'g> {
     /// The tensors that the region uses, under their names there.
     pub(super) named: BTreeMap<String, (String, bool)>,
     weights: BTreeMap<(String, bool, u64), WeightId>,
+    /// Elements that were computed.
+    spent: usize,
+    /// A distance between positions that is longer than the samples, so that they do not show what it is for.
+    pub(super) far: Option<f64>,
+    /// A distance, and a short one in its place.
+    pub(super) instead: Option<(f64, f64)>,
     /// Tables of angles that are there already.
     pub(super) tables: Vec<(facts::Angles, [ValueId; 2])>,
 }
@@ -85,7 +91,21 @@ impl<'g> Importer<'g> {
         let positions = region.add_param("pos", Type::new(Elem::I32, [sym("S")]));
         let elem = most(graph);
         let (things, named, weights, tables) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new(), Vec::new());
-        let mut out = Self { path, graph, files, elem, region, positions, things, named, weights, tables };
+        let mut out = Self {
+            path,
+            graph,
+            files,
+            elem,
+            region,
+            positions,
+            things,
+            named,
+            weights,
+            spent: 0,
+            far: None,
+            instead: None,
+            tables,
+        };
         out.inputs(ids)?;
         Ok(out)
     }
@@ -122,7 +142,7 @@ impl<'g> Importer<'g> {
     }
 
     /// Reads all nodes; the region's result is the logits.
-    pub(super) fn run(mut self) -> Result<(Region, BTreeMap<String, (String, bool)>, Elem), ImportError> {
+    pub(super) fn run(&mut self) -> Result<(), ImportError> {
         for node in &self.graph.nodes {
             self.node(node)?;
         }
@@ -138,7 +158,7 @@ impl<'g> Importer<'g> {
         };
         self.region.set_results(vec![logits]);
         super::slices::to_splits(&mut self.region);
-        Ok((self.region, self.named, self.elem))
+        Ok(())
     }
 
     pub(super) fn refuse<T>(&self, node: &Node, why: impl std::fmt::Display) -> Result<T, ImportError> {
@@ -233,6 +253,7 @@ impl<'g> Importer<'g> {
                 side.push(known.as_ref().map(|k| k[i].clone()));
             }
         }
+        self.distances(node, &mut sides);
         let mut made: Vec<Vec<Numbers>> = Vec::new();
         for side in &sides {
             let operands: Vec<Option<&Numbers>> = side.iter().map(Option::as_ref).collect();
@@ -242,12 +263,37 @@ impl<'g> Importer<'g> {
             };
             match done {
                 Ok(Some(numbers)) => made.push(numbers),
-                Ok(None) => return self.refuse(node, "this op is not known on numbers that do not depend on the tokens"),
+                Ok(None) => {
+                    return self.refuse(node, "this op is not known on numbers that do not depend on the tokens");
+                }
                 Err(why) => return self.refuse(node, why),
             }
         }
+        self.spent += made.iter().flatten().map(|n| n.data.len()).sum::<usize>();
+        if self.spent > super::numbers::TOTAL {
+            return self.refuse(node, "too many numbers would have to be computed");
+        }
         let [a, b] = [made.first(), made.get(1)].map(|m| m.cloned().unwrap_or_default());
         Ok(a.into_iter().zip(b).map(|(a, b)| Thing::Known([a, b])).collect())
+    }
+
+    /// Notes a large constant that positions are moved by or compared with, or puts the short one in its place.
+    fn distances(&mut self, node: &Node, sides: &mut [Vec<Option<Numbers>>; 2]) {
+        const MOVES: [&str; 6] = ["Add", "Sub", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"];
+        let positions = |n: &Option<Numbers>| n.as_ref().is_some_and(|n| n.whole && n.data.len() > 1);
+        for side in sides {
+            if !MOVES.contains(&node.op.as_str()) || !side.iter().any(positions) {
+                continue;
+            }
+            for number in side.iter_mut().flatten() {
+                let far = number.only().filter(|v| number.whole && (SEQ.size[1] as f64..16e6).contains(v));
+                match (far, self.instead) {
+                    (Some(far), Some((from, to))) if far == from => number.data = vec![to],
+                    (Some(far), _) => self.far = Some(far),
+                    (None, _) => {}
+                }
+            }
+        }
     }
 
     fn constant(&self, node: &Node) -> Result<Thing, ImportError> {
@@ -268,10 +314,13 @@ impl<'g> Importer<'g> {
     }
 
     fn filled(&self, node: &Node, shape: Option<&Numbers>) -> Result<Vec<Numbers>, String> {
-        let shape: Vec<usize> = shape.map(Numbers::ints).unwrap_or_default().iter().map(|d| (*d).max(0) as usize).collect();
+        let shape: Vec<usize> =
+            shape.map(Numbers::ints).unwrap_or_default().iter().map(|d| (*d).max(0) as usize).collect();
         let n = super::numbers::count(&shape)?;
         let (value, whole) = match node.attributes.get("value") {
-            Some(Attribute::Tensor(t)) => (self.numbers(t)?.only().ok_or("the filling is not one number")?, !t.kind.is_float()),
+            Some(Attribute::Tensor(t)) => {
+                (self.numbers(t)?.only().ok_or("the filling is not one number")?, !t.kind.is_float())
+            }
             Some(_) | None => (0.0, false),
         };
         Ok(vec![Numbers::new(shape, vec![value; n], whole)])
@@ -330,9 +379,14 @@ impl<'g> Importer<'g> {
         let own = ty(&shape);
         let reversed = ty(&shape.iter().rev().copied().collect::<Vec<_>>());
         let bare = term.plus == 0.0 && !turned;
-        let mut id = self.region.add_weight(bare.then(|| label.clone()), WeightExpr::Source(name.as_str().into()), own.clone());
+        let mut id =
+            self.region.add_weight(bare.then(|| label.clone()), WeightExpr::Source(name.as_str().into()), own.clone());
         if turned {
-            id = self.region.add_weight((term.plus == 0.0).then(|| label.clone()), WeightExpr::Transpose(id), reversed.clone());
+            id = self.region.add_weight(
+                (term.plus == 0.0).then(|| label.clone()),
+                WeightExpr::Transpose(id),
+                reversed.clone(),
+            );
         }
         if term.plus != 0.0 {
             let ty = if turned { reversed } else { own };
@@ -344,9 +398,29 @@ impl<'g> Importer<'g> {
 
     /// A matrix or vector as the graph has it. One that the exporter computed, and numbered, is named after its node.
     pub(super) fn matrix(&mut self, node: &Node, term: &Term) -> WeightId {
-        let scope = scope(node).filter(|_| anonymous(term));
+        let scope = self.module(node).filter(|_| anonymous(term));
         let name = scope.map(|s| format!("{s}.{}", node.op.to_lowercase())).filter(|n| self.free(n, term));
         self.weight(name.unwrap_or_else(|| term.tensor.clone()), term.tensor.clone(), false, term.transposed, term)
+    }
+
+    /// The module that a node belongs to, under the name that its tensors have: an exporter may leave out the outermost.
+    fn module(&self, node: &Node) -> Option<String> {
+        let scope = scope(node)?;
+        let mut part = scope.as_str();
+        loop {
+            let inner = format!(".{part}.");
+            if self.graph.tensors.keys().any(|name| name.starts_with(&inner[1..])) {
+                return Some(scope);
+            }
+            let outer = self.graph.tensors.keys().find_map(|name| name.find(&inner).and_then(|at| name.get(..=at)));
+            if let Some(outer) = outer {
+                return Some(format!("{outer}{scope}"));
+            }
+            match part.rsplit_once('.') {
+                Some((parent, _)) => part = parent,
+                None => return Some(scope),
+            }
+        }
     }
 
     /// Whether no other tensor has this name.
@@ -357,7 +431,7 @@ impl<'g> Importer<'g> {
     /// The `[out,in]` matrix of a product with `term`, `[in,out]`. An exporter that stores it under a number has it
     /// named after the module that the node belongs to.
     pub(super) fn linear(&mut self, node: &Node, term: &Term) -> WeightId {
-        let scope = scope(node).filter(|_| anonymous(term) && !term.transposed);
+        let scope = self.module(node).filter(|_| anonymous(term) && !term.transposed);
         if let Some(name) = scope.map(|s| format!("{s}.weight")).filter(|n| self.free(n, term)) {
             return self.weight(name, term.tensor.clone(), true, false, term);
         }
@@ -365,7 +439,12 @@ impl<'g> Importer<'g> {
     }
 
     /// Appends a node with one result.
-    pub(super) fn emit(&mut self, node: &Node, op: impl Into<Op>, operands: Vec<Operand>) -> Result<ValueId, ImportError> {
+    pub(super) fn emit(
+        &mut self,
+        node: &Node,
+        op: impl Into<Op>,
+        operands: Vec<Operand>,
+    ) -> Result<ValueId, ImportError> {
         let name = value_name(node).unwrap_or_else(|| node.op.to_lowercase());
         self.emit_all(node, op.into(), operands, &[&name]).map(|(first, _)| first)
     }
@@ -454,7 +533,10 @@ fn scope(node: &Node) -> Option<String> {
 /// The name of a node's module, without the numbers of layers.
 fn value_name(node: &Node) -> Option<String> {
     let word = |w: &&str| w.parse::<u32>().is_err() && !w.is_empty();
-    scope(node)?.rsplit('.').find(word).map(|w| w.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect())
+    scope(node)?
+        .rsplit('.')
+        .find(word)
+        .map(|w| w.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect())
 }
 
 /// A name for a weight: the part of the tensor's name that says most.

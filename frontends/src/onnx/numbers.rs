@@ -4,7 +4,10 @@
 //! Everything is f64, integers too: they count positions and channels.
 
 /// Most elements of a tensor that is computed here.
-pub(super) const MOST: usize = 1 << 24;
+pub(super) const MOST: usize = 1 << 22;
+
+/// Most elements of all tensors that are computed for a model.
+pub(super) const TOTAL: usize = 1 << 25;
 
 /// A tensor.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,9 +27,9 @@ pub(super) fn count(shape: &[usize]) -> Result<usize, String> {
 }
 
 fn strides(shape: &[usize]) -> Vec<usize> {
-    let mut out = vec![1; shape.len()];
+    let mut out = vec![1usize; shape.len()];
     for i in (0..shape.len().saturating_sub(1)).rev() {
-        out[i] = out[i + 1] * shape[i + 1];
+        out[i] = out[i + 1].saturating_mul(shape[i + 1]);
     }
     out
 }
@@ -133,9 +136,7 @@ impl Numbers {
         let own = strides(&self.shape);
         let shape: Option<Vec<usize>> = perm.iter().map(|p| self.shape.get(*p).copied()).collect();
         let shape = shape.filter(|s| s.len() == self.shape.len()).ok_or("a permutation of other axes")?;
-        self.gathered(shape, |index| {
-            index.iter().zip(perm).map(|(i, p)| Some(i * own.get(*p)?)).sum()
-        })
+        self.gathered(shape, |index| index.iter().zip(perm).map(|(i, p)| Some(i * own.get(*p)?)).sum())
     }
 
     /// Entries `start, start + step, …` before `end` of an axis.
@@ -158,10 +159,10 @@ impl Numbers {
         self.gathered(shape, |index| {
             let chosen: usize = index.get(axis..axis + rank)?.iter().zip(&inner).map(|(i, s)| i * s).sum();
             let i = *indices.data.get(chosen)?;
-            let i = if i < 0.0 { i + len as f64 } else { i } as usize;
+            let i = place(i, len)?;
             let before: usize = index.iter().take(axis).zip(&own).map(|(i, s)| i * s).sum();
             let after: usize = index.iter().skip(axis + rank).zip(own.get(axis + 1..)?).map(|(i, s)| i * s).sum();
-            (i < len).then(|| before + i * own[axis] + after)
+            Some(before + i * own.get(axis)? + after)
         })
     }
 
@@ -217,6 +218,12 @@ impl Numbers {
         }
         Ok(Self::new(full(m, n), data, self.whole && other.whole))
     }
+}
+
+/// An index that may count from the end.
+pub(super) fn place(i: f64, len: usize) -> Option<usize> {
+    let i = if i < 0.0 { i + len as f64 } else { i };
+    (i >= 0.0 && i < len as f64).then_some(i as usize)
 }
 
 /// The entries that `start:end:step` picks of `len`.

@@ -182,7 +182,9 @@ impl<'f> Reader<'f> {
                 }
                 11 => graph.inputs.push(self.first_text(self.message(&field)?)?),
                 12 => graph.outputs.push(self.first_text(self.message(&field)?)?),
-                15 => return Err(ImportError::unsupported(self.path(), "has sparse tensors; export it with dense ones")),
+                15 => {
+                    return Err(ImportError::unsupported(self.path(), "has sparse tensors; export it with dense ones"));
+                }
                 _other => {}
             }
         }
@@ -305,6 +307,9 @@ impl<'f> Reader<'f> {
         })?;
         let dims: Result<Vec<usize>, _> = dims.into_iter().map(usize::try_from).collect();
         let shape = dims.map_err(|_| self.bad(format!("tensor `{name}` has a negative axis")))?;
+        if shape.iter().any(|d| *d > 1 << 31) || (kind.is_float() && shape.contains(&0)) {
+            return Err(self.bad(format!("tensor `{name}` has the shape {shape:?}")));
+        }
         let place = match (external.get("location"), place) {
             (Some(location), _) => {
                 let number = |key: &str| -> Result<Option<u64>, ImportError> {
@@ -326,7 +331,8 @@ impl<'f> Reader<'f> {
         let need = tensor.size().ok_or_else(|| self.bad(format!("tensor `{name}` is too large")))?;
         match have {
             Some(have) if have != need => {
-                Err(self.bad(format!("tensor `{name}` of shape {:?} has {have} bytes, {need} are needed", tensor.shape)))
+                Err(self
+                    .bad(format!("tensor `{name}` of shape {:?} has {have} bytes, {need} are needed", tensor.shape)))
             }
             Some(_) | None => Ok((name, tensor)),
         }

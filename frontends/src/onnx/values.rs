@@ -14,8 +14,22 @@ use crate::error::ImportError;
 
 /// Functions of each number by itself.
 const POINTWISE: [&str; 16] = [
-    "Neg", "Sqrt", "Reciprocal", "Exp", "Log", "Abs", "Tanh", "Erf", "Sigmoid", "Relu", "Cos", "Sin", "Gelu", "Softplus",
-    "HardSigmoid", "HardSwish",
+    "Neg",
+    "Sqrt",
+    "Reciprocal",
+    "Exp",
+    "Log",
+    "Abs",
+    "Tanh",
+    "Erf",
+    "Sigmoid",
+    "Relu",
+    "Cos",
+    "Sin",
+    "Gelu",
+    "Softplus",
+    "HardSigmoid",
+    "HardSwish",
 ];
 
 /// Functions of two numbers.
@@ -75,7 +89,9 @@ impl Importer<'_> {
                 }
             }
             "Flatten" => {
-                let Ok(at) = axis(int(node, "axis").unwrap_or(1), rank + 1) else { return self.refuse(node, "no such axis") };
+                let Ok(at) = axis(int(node, "axis").unwrap_or(1), rank + 1) else {
+                    return self.refuse(node, "no such axis");
+                };
                 let to = shapes.clone().map(|s| vec![s[..at].iter().product::<usize>(), s[at..].iter().product()]);
                 seen(x.view.reshaped([&to[0], &to[1]]), self)
             }
@@ -127,7 +143,9 @@ impl Importer<'_> {
                 }
             }
             "Split" => {
-                let Ok(at) = axis(int(node, "axis").unwrap_or(0), rank) else { return self.refuse(node, "no such axis") };
+                let Ok(at) = axis(int(node, "axis").unwrap_or(0), rank) else {
+                    return self.refuse(node, "no such axis");
+                };
                 let sizes = match parts(node, shapes[0][at], known(1).as_ref().map(|k| &k[0])) {
                     Ok(sizes) => sizes,
                     Err(e) => return fail(self, e),
@@ -193,7 +211,8 @@ impl Importer<'_> {
                 if ids.form == Form::Ids && table.shape.len() == 2 && int(node, "axis").unwrap_or(0) == 0 =>
             {
                 let (width, weight) = (table.shape[1], self.matrix(node, table));
-                let id = self.emit(node, Embedding { offset: 0 }, vec![Operand::Value(ids.id), Operand::Weight(weight)])?;
+                let id =
+                    self.emit(node, Embedding { offset: 0 }, vec![Operand::Value(ids.id), Operand::Weight(weight)])?;
                 let View(mut axes) = ids.view.clone();
                 axes.push(vec![channels(width, 1)]);
                 one(Val { id, form: Form::Rows, channels: width, view: View(axes) })
@@ -219,7 +238,10 @@ impl Importer<'_> {
             Some(Mask::Causal) => json!({"causal": true}),
             Some(Mask::Window(n)) => json!({"causal": true, "window": n}),
             None => {
-                return self.refuse(node, "what is added to the attention scores is neither a causal mask nor a sliding window");
+                return self.refuse(
+                    node,
+                    "what is added to the attention scores is neither a causal mask nor a sliding window",
+                );
             }
         };
         let Json::Object(attributes) = attributes else { return one(x.clone()) };
@@ -233,7 +255,11 @@ impl Importer<'_> {
             match value {
                 Attribute::Text(t) => drop(attributes.insert(name.clone(), t.as_str().into())),
                 Attribute::Float(v) => drop(attributes.insert(name.clone(), plain(f64::from(*v)))),
-                Attribute::Int(_) | Attribute::Ints(_) | Attribute::Floats(_) | Attribute::Tensor(_) | Attribute::Other => {}
+                Attribute::Int(_)
+                | Attribute::Ints(_)
+                | Attribute::Floats(_)
+                | Attribute::Tensor(_)
+                | Attribute::Other => {}
             }
         }
         let id = self.foreign(node, &node.op, vec![Operand::Value(x.id)], attributes, self.ty(x.form, x.channels))?;
@@ -260,7 +286,8 @@ impl Importer<'_> {
             // `x / 3` and `3 / x` differ in where the number is.
             let key = if turned && !commutes { "of" } else { "by" };
             let attributes = Map::from_iter([(key.to_owned(), plain(c))]);
-            let id = self.foreign(node, &node.op, vec![Operand::Value(x.id)], attributes, self.ty(x.form, x.channels))?;
+            let id =
+                self.foreign(node, &node.op, vec![Operand::Value(x.id)], attributes, self.ty(x.form, x.channels))?;
             return one(Val { id, ..x.clone() });
         }
         match other {
@@ -269,14 +296,18 @@ impl Importer<'_> {
             }
             Thing::Known(known) => match self.table(node, known)? {
                 Some(table) if !turned || commutes => self.pair(node, x, &table),
-                Some(_) | None => self.refuse(node, "numbers that are neither a mask nor cosines and sines of positions"),
+                Some(_) | None => {
+                    self.refuse(node, "numbers that are neither a mask nor cosines and sines of positions")
+                }
             },
             Thing::Weight(term) => {
                 let last = x.view.0.len().saturating_sub(1);
                 let len: usize = term.shape.iter().product();
-                let fits = term.shape.last() == Some(&len) && x.view.run(last) == Some((len, 1)) && x.form == Form::Rows;
+                let fits =
+                    term.shape.last() == Some(&len) && x.view.run(last) == Some((len, 1)) && x.form == Form::Rows;
                 if !fits || (turned && !commutes) {
-                    return self.refuse(node, format!("a weight of shape {:?} does not go with the channels", term.shape));
+                    return self
+                        .refuse(node, format!("a weight of shape {:?} does not go with the channels", term.shape));
                 }
                 let weight = self.matrix(node, term);
                 let operands = vec![Operand::Value(x.id), Operand::Weight(weight)];
@@ -293,7 +324,10 @@ impl Importer<'_> {
 
     fn pair_refused(&self, node: &Node, x: &Val, y: &Val) -> Made {
         let shapes = (x.view.shape(0), y.view.shape(0));
-        self.refuse(node, format!("shapes {:?} and {:?} (batch 2, 24 positions) are not known to go together", shapes.0, shapes.1))
+        self.refuse(
+            node,
+            format!("shapes {:?} and {:?} (batch 2, 24 positions) are not known to go together", shapes.0, shapes.1),
+        )
     }
 
     /// An op of two values.
@@ -318,7 +352,9 @@ impl Importer<'_> {
             Thing::Known(k) if k[0].data.len() == known[0].data.len() => facts::trig(k),
             Thing::Known(_) | Thing::Weight(_) | Thing::Value(_) => None,
         });
-        let Some((angles, cosines)) = others.into_iter().find_map(|o| facts::angles(&this, &o)) else { return Ok(None) };
+        let Some((angles, cosines)) = others.into_iter().find_map(|o| facts::angles(&this, &o)) else {
+            return Ok(None);
+        };
         let pairs = angles.turns.len();
         let found = self.tables.iter().find(|(a, _)| *a == angles).map(|(_, ids)| *ids);
         let [cos, sin] = match found {
@@ -353,7 +389,9 @@ impl Importer<'_> {
         if all(&a, len[0]) && all(&b, len[1]) {
             return Ok(x.clone());
         }
-        let (Some((n, stride)), Some(start), true) = (x.view.run(at), a.first().copied(), a == b && step == 1 && x.form == Form::Rows) else {
+        let (Some((n, stride)), Some(start), true) =
+            (x.view.run(at), a.first().copied(), a == b && step == 1 && x.form == Form::Rows)
+        else {
             return self.refuse(node, format!("a slice of axis {at} of {:?} (batch 2, 24 positions)", x.view.shape(0)));
         };
         let (run, size, start) = (n * stride, a.len() * stride, start as usize * stride);
@@ -390,12 +428,16 @@ impl Importer<'_> {
         let Some(first) = values.first().cloned() else { return self.refuse(node, "nothing is joined") };
         let rank = first.view.0.len();
         let last = axis(int(node, "axis").unwrap_or(-1), rank).is_ok_and(|a| a + 1 == rank);
-        let runs: Option<Vec<usize>> =
-            values.iter().map(|v| v.view.run(v.view.0.len().saturating_sub(1)).filter(|r| r.1 == 1).map(|r| r.0)).collect();
+        let runs: Option<Vec<usize>> = values
+            .iter()
+            .map(|v| v.view.run(v.view.0.len().saturating_sub(1)).filter(|r| r.1 == 1).map(|r| r.0))
+            .collect();
         let Some(runs) = runs.filter(|_| last) else { return self.refuse(node, "only channels can be joined") };
         let heads = first.channels / runs[0];
         let alike = |(v, n): (&Val, &usize)| {
-            v.channels / n == heads && thin(&v.view, *n).0.split_last().map(|s| s.1.to_vec()) == thin(&first.view, runs[0]).0.split_last().map(|s| s.1.to_vec())
+            v.channels / n == heads
+                && thin(&v.view, *n).0.split_last().map(|s| s.1.to_vec())
+                    == thin(&first.view, runs[0]).0.split_last().map(|s| s.1.to_vec())
         };
         if !values.iter().zip(&runs).all(alike) {
             return self.refuse(node, "the parts differ in more than their channels");
@@ -431,7 +473,8 @@ impl Importer<'_> {
                 }
                 let (inner, outer) = (term.shape[0], term.shape[1]);
                 if x.view.run(last) != Some((inner, 1)) || x.channels != inner {
-                    return self.refuse(node, format!("the channels do not go with a weight of shape {:?}", term.shape));
+                    return self
+                        .refuse(node, format!("the channels do not go with a weight of shape {:?}", term.shape));
                 }
                 let mut operands = vec![Operand::Value(x.id), Operand::Weight(self.linear(node, &term))];
                 match inputs.get(2) {
@@ -477,7 +520,9 @@ impl Importer<'_> {
                 Attribute::Text(t) => json!(t),
                 Attribute::Ints(list) => json!(list),
                 Attribute::Floats(list) => json!(list),
-                Attribute::Tensor(_) | Attribute::Other => return self.refuse(node, format!("its attribute `{name}` is not known")),
+                Attribute::Tensor(_) | Attribute::Other => {
+                    return self.refuse(node, format!("its attribute `{name}` is not known"));
+                }
             };
             attributes.insert(name.clone(), json);
         }
@@ -507,7 +552,12 @@ fn thin(view: &View, n: usize) -> View {
 /// The products of attention: `q kᵀ`, head by head, and that of its shares with `v`. Key/value heads may be repeated,
 /// each for as many query heads as share it.
 fn attention(x: &Val, y: &Val) -> Option<(Val, Map<String, Json>)> {
-    let split = |v: &View| Some((v.0.iter().rev().skip(2).rev().flatten().copied().collect::<Vec<Factor>>(), v.0.last_chunk::<2>()?.clone()));
+    let split = |v: &View| {
+        Some((
+            v.0.iter().rev().skip(2).rev().flatten().copied().collect::<Vec<Factor>>(),
+            v.0.last_chunk::<2>()?.clone(),
+        ))
+    };
     let ((lead_x, [x1, x2]), (lead_y, [y1, y2])) = (split(&x.view)?, split(&y.view)?);
     let width = |c: &[Factor]| match c {
         [Factor { size, from: From::Channel(1) }] => Some(size[0]),
@@ -534,7 +584,9 @@ fn attention(x: &Val, y: &Val) -> Option<(Val, Map<String, Json>)> {
     match (x.form, y.form) {
         (Form::Rows, Form::Rows) if seq(&x1) && seq(&y2) => {
             let d = width(&x2).filter(|d| width(&y1) == Some(*d))?;
-            let ((h, 1), (k, repeated)) = (heads(&lead_x, x.channels, d)?, heads(&lead_y, y.channels, d)?) else { return None };
+            let ((h, 1), (k, repeated)) = (heads(&lead_x, x.channels, d)?, heads(&lead_y, y.channels, d)?) else {
+                return None;
+            };
             (h == k * repeated).then_some(())?;
             let View(mut axes) = thin(&x.view, d);
             let rank = axes.len();
@@ -545,7 +597,9 @@ fn attention(x: &Val, y: &Val) -> Option<(Val, Map<String, Json>)> {
         }
         (Form::Scores, Form::Rows) if seq(&x1) && x2 == [KEYS] && seq(&y1) => {
             let d = width(&y2)?;
-            let ((h, 1), (k, repeated)) = (heads(&lead_x, x.channels, 1)?, heads(&lead_y, y.channels, d)?) else { return None };
+            let ((h, 1), (k, repeated)) = (heads(&lead_x, x.channels, 1)?, heads(&lead_y, y.channels, d)?) else {
+                return None;
+            };
             (h == k * repeated).then_some(())?;
             let View(mut axes) = x.view.clone();
             for f in axes.iter_mut().flatten() {

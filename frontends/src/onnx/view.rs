@@ -107,7 +107,11 @@ impl View {
                 let left = [want[0].checked_div(have[0])?, want[1].checked_div(have[1])?];
                 if (0..2).all(|i| f.size[i] > 0 && left[i].is_multiple_of(f.size[i])) {
                     axis.push(f);
-                } else if left[0] == left[1] && left[0] > 1 && f.size[0] == f.size[1] && f.size[0].is_multiple_of(left[0]) {
+                } else if left[0] == left[1]
+                    && left[0] > 1
+                    && f.size[0] == f.size[1]
+                    && f.size[0].is_multiple_of(left[0])
+                {
                     let rest = f.size[0] / left[0];
                     let from = match f.from {
                         From::Channel(stride) => From::Channel(stride * rest),
@@ -136,6 +140,8 @@ impl View {
     pub(super) fn expanded(&self, target: [&[usize]; 2]) -> Option<Self> {
         let full: Vec<Vec<usize>> =
             (0..2).map(|i| broadcast(&self.shape(i), target[i])).collect::<Result<_, _>>().ok()?;
+        // What is repeated costs nothing here, but its size must be a number.
+        full.iter().map(|s| s.iter().try_fold(1usize, |n, d| n.checked_mul(*d))).collect::<Option<Vec<_>>>()?;
         let skip = full[0].len() - self.0.len();
         let axes = (0..full[0].len()).map(|i| {
             let size = [full[0][i], *full[1].get(i)?];

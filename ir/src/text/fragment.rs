@@ -4,11 +4,11 @@ use serde_json::{Map, Value as Json};
 
 use crate::diag::{Diagnostics, Span};
 
-use super::{Env, NoEnv};
 use super::cursor::{Cursor, Fail, Parsed};
 use super::lex::Tok;
 use super::line::{Arg, Callee as Read, Line, NodeLine};
 use super::scope::Scope;
+use super::{Env, NoEnv};
 
 /// Lines whose names mean nothing yet.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -27,8 +27,12 @@ pub(super) fn into_layers(module: &mut Module) -> Result<(), String> {
     let order = region.order().to_vec();
     let last_use = last_uses(region, &order);
     let cuts = cuts(region, &order, &last_use);
-    let attentions: Vec<usize> =
-        order.iter().enumerate().filter(|(_, id)| matches!(region.node(**id).op, Op::Sdpa(_))).map(|(i, _)| i).collect();
+    let attentions: Vec<usize> = order
+        .iter()
+        .enumerate()
+        .filter(|(_, id)| matches!(region.node(**id).op, Op::Sdpa(_)))
+        .map(|(i, _)| i)
+        .collect();
     if attentions.is_empty() {
         return Err("there is no attention in the model".into());
     }
@@ -37,7 +41,9 @@ pub(super) fn into_layers(module: &mut Module) -> Result<(), String> {
     let starts = starts.ok_or("the first layer does not begin with one value for each token")?;
     let steps: Vec<usize> = starts.windows(2).map(|w| w[1] - w[0]).collect();
     if steps.iter().any(|s| *s == 0 || Some(s) != steps.first()) {
-        return Err("the layers cannot be told apart: something else than the residual stream goes from one to the next".into());
+        return Err(
+            "the layers cannot be told apart: something else than the residual stream goes from one to the next".into(),
+        );
     }
     let first = starts.first().copied().unwrap_or(0);
     let last = starts.last().copied().unwrap_or(0);
@@ -60,7 +66,8 @@ pub(super) fn into_layers(module: &mut Module) -> Result<(), String> {
         .filter(|v| region.value(*v).ty.rank() == 2 && last_use.get(v).is_some_and(|u| *u >= at))
         .collect();
     let embed: Vec<ValueId> = bounds.first().map(|c| c.stream).into_iter().chain(tables.iter().copied()).collect();
-    let mut pieces = vec![piece(region, RegionName::Named("embed".into()), &order[..at], &region_params(region), &embed)?];
+    let mut pieces =
+        vec![piece(region, RegionName::Named("embed".into()), &order[..at], &region_params(region), &embed)?];
     for (i, pair) in bounds.windows(2).enumerate() {
         let nodes = &order[pair[0].at..pair[1].at];
         let name = RegionName::Layer(u32::try_from(i).map_err(|e| e.to_string())?);
@@ -68,7 +75,13 @@ pub(super) fn into_layers(module: &mut Module) -> Result<(), String> {
     }
     let nodes = &order[end.at..];
     let results = region.results().to_vec();
-    pieces.push(piece(region, RegionName::Named("head".into()), nodes, &params(region, nodes, end.stream, &tables), &results)?);
+    pieces.push(piece(
+        region,
+        RegionName::Named("head".into()),
+        nodes,
+        &params(region, nodes, end.stream, &tables),
+        &results,
+    )?);
     facts(module, pieces.len() - 2);
     module.regions = pieces;
     Ok(())
@@ -181,7 +194,9 @@ fn piece(
         let node = region.node(*id);
         let operands = node.operands.iter().map(|o| match o {
             Operand::Value(v) => values.get(v).copied().map(Operand::Value).ok_or_else(|| outside(v)),
-            Operand::Weight(w) => weights.get(w).copied().map(Operand::Weight).ok_or_else(|| "a weight is missing".into()),
+            Operand::Weight(w) => {
+                weights.get(w).copied().map(Operand::Weight).ok_or_else(|| "a weight is missing".into())
+            }
         });
         let operands = operands.collect::<Result<Vec<_>, String>>()?;
         let names: Vec<&str> = node.results.iter().map(|r| &*region.value(*r).name).collect();

@@ -115,7 +115,9 @@ fn complete(rules: &[&Rule], region: &Region) -> Result<(), RaiseError> {
     let uses = Uses::of(region);
     let miss = left.iter().find_map(|id| {
         rules.iter().find_map(|rule| match rule.find(region, &uses, *id) {
-            Found::Near(why) if reaches(region, *id, first) => Some(format!("; the rule `{}` nearly applied: {why}", rule.name())),
+            Found::Near(why) if reaches(region, *id, first) => {
+                Some(format!("; the rule `{}` nearly applied: {why}", rule.name()))
+            }
             Found::Near(_) | Found::Nothing | Found::Patch(_) => None,
         })
     });

@@ -233,7 +233,9 @@ impl<'t> Parser<'t> {
             other => {
                 return Err(fail(
                     span,
-                    format!("there is no guard `{other}`; known: single_use(%v), same_type(%a, %b), without(%v, key), holds(condition)"),
+                    format!(
+                        "there is no guard `{other}`; known: single_use(%v), same_type(%a, %b), without(%v, key), holds(condition)"
+                    ),
                 ));
             }
         };

@@ -285,6 +285,12 @@ impl Rule {
         })
     }
 
+    /// Why an op of `produce` cannot be made, or `None` if all can.
+    fn unmade(&self, found: &Match, region: &Region) -> Option<String> {
+        let Produce::Replace { ops, .. } = &self.produce else { return None };
+        ops.iter().find_map(|(line, make)| make.op(line, &Matched { found, region }).err())
+    }
+
     /// The patch for a match; `None` if a name is not bound after all.
     fn patch(&self, found: &Match, region: &Region) -> Option<Patch> {
         match &self.produce {
@@ -362,7 +368,7 @@ impl Rewrite for Rule {
 
     fn find(&self, region: &Region, uses: &Uses, root: NodeId) -> Found {
         match matcher::find(&self.lines, region, uses, root) {
-            Ok(found) => match self.refused(&found, region, uses) {
+            Ok(found) => match self.refused(&found, region, uses).or_else(|| self.unmade(&found, region)) {
                 Some(why) => Found::Near(why),
                 None => self.patch(&found, region).map_or(Found::Nothing, Found::Patch),
             },
