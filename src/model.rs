@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use awqc_frontends::{ExtraFile, Imported, Kind};
 use awqc_ir::{Module, TensorSource, text};
+use awqc_passes::raise::raise;
 
 use crate::failure::{Exit, Failure};
 use crate::tokens::{Tokenizer, windows};
@@ -37,7 +38,10 @@ impl Model {
     pub fn open(path: &Path) -> Result<Self, Failure> {
         let imported = awqc_frontends::open(path)
             .map_err(|e| Failure::new(if e.is_unsupported() { Exit::Unsupported } else { Exit::BadInput }, e))?;
-        let Imported { module, source, config, files, notes, kind } = imported;
+        let Imported { mut module, source, config, files, notes, kind } = imported;
+        if kind == Kind::Onnx {
+            raise(&mut module, &[]).map_err(|e| Failure::new(Exit::Unsupported, format!("{}: {e}", path.display())))?;
+        }
         let target = std::fs::read(path.join("report.json"))
             .ok()
             .and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok())

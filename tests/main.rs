@@ -12,6 +12,7 @@ mod filetests;
 mod golden;
 mod images;
 mod models;
+mod onnx;
 mod saved_logits;
 mod sites;
 mod studies;

@@ -11,6 +11,7 @@ use crate::error::ImportError;
 use crate::family::{Family, by_config, by_gguf, instantiate};
 use crate::file::read_small;
 use crate::gguf::Gguf;
+use crate::onnx;
 use crate::parts::open_parts;
 use crate::quantized::Scheme;
 use crate::safetensors::{INDEX, Safetensors, open_folder};
@@ -38,6 +39,8 @@ pub enum Kind {
     HuggingFace,
     /// A GGUF file.
     Gguf,
+    /// An ONNX file: a single region of the ops of that format, which rewrites have yet to recognise.
+    Onnx,
     /// A compiled artefact.
     Artefact,
     /// A module's text without tensors; those that are read are made up.
@@ -75,6 +78,9 @@ impl ExtraFile {
     }
 }
 
+/// The configuration's file.
+pub(crate) const CONFIG: &str = "config.json";
+
 /// Files that are copied along, if they are there.
 const EXTRA: [&str; 12] = [
     "tokenizer.json",
@@ -94,8 +100,8 @@ const EXTRA: [&str; 12] = [
 /// Largest JSON or text file that is read: tokenizers take tens of megabytes.
 pub(crate) const MAX_TEXT: u64 = 1 << 28;
 
-/// Opens a model: a Hugging Face folder, a `.gguf` file or a folder with one, a `.safetensors` file with its `config.json`, a compiled
-/// artefact, or an `.awqir` file.
+/// Opens a model: a Hugging Face folder, a `.gguf` file or a folder with one, a `.safetensors` file with its
+/// `config.json`, an `.onnx` file or a folder with `model.onnx`, a compiled artefact, or an `.awqir` file.
 ///
 /// # Errors
 /// When the path leads to none of these, a file is damaged, or the model is not known.
@@ -106,6 +112,8 @@ pub fn open(path: &Path) -> Result<Imported, ImportError> {
             artefact::open_folder(path)
         } else if let (false, Some(file)) = (path.join("config.json").is_file(), only_gguf(path)) {
             open_gguf(&file)
+        } else if holds_onnx_alone(path) {
+            onnx::open(&path.join(onnx::FILE))
         } else {
             open_hf(path)
         };
@@ -113,12 +121,19 @@ pub fn open(path: &Path) -> Result<Imported, ImportError> {
     match path.extension().and_then(|e| e.to_str()) {
         Some("gguf") => open_gguf(path),
         Some("safetensors") => open_file(path),
+        Some("onnx") => onnx::open(path),
         Some("awqir") => artefact::open_text(path),
         Some(_) | None => Err(ImportError::path(
             path,
-            "is no model: give a folder with config.json and safetensors, a .gguf, .safetensors or .awqir file, or a compiled model's folder",
+            "is no model: give a folder with config.json and safetensors, a .gguf, .safetensors, .onnx or .awqir file, or a compiled model's folder",
         )),
     }
+}
+
+/// Whether a folder has an ONNX model and none in the format of the configuration beside it.
+fn holds_onnx_alone(folder: &Path) -> bool {
+    let others = [INDEX, "model.safetensors"];
+    folder.join(onnx::FILE).is_file() && !others.iter().any(|f| folder.join(f).is_file())
 }
 
 /// The GGUF file of a folder that has just one.

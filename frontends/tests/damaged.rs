@@ -144,6 +144,19 @@ proptest! {
     }
 
     #[test]
+    fn no_onnx_file_panics(damage in damage(), at in 0usize..60_000) {
+        let dir = TempDir::new().unwrap();
+        let mut bytes = include_bytes!("../../tests/golden/gpt_neox/model.onnx").to_vec();
+        // The graph comes before the tensors: somewhere in it.
+        let mut part = bytes.split_off(at);
+        damage.apply(&mut part, 2400);
+        bytes.extend(part);
+        let path = dir.path().join("x.onnx");
+        fs::write(&path, bytes).unwrap();
+        exercise(&path);
+    }
+
+    #[test]
     fn no_configuration_panics(key in prop::sample::select(vec![
         "architectures", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
         "vocab_size", "rms_norm_eps", "rope_theta", "rope_scaling", "hidden_act", "tie_word_embeddings", "quantization_config", "model_type",

@@ -108,6 +108,7 @@
 //! | `count i` | `token` | how often `token` came up to each position | |
 //! | `cross_sdpa q, k, v, i` | `heads`, `kv_heads`, `scale` | attention to the piece of a memory that `i` says | as `sdpa` |
 //! | `gate x, g` | | `x · tanh g` | σ(y) = σ(x) |
+//! | `foreign x, …` | `op`, `results`, any others | an op of another system; rewrites must replace it | 0 |
 //! | `fused @name(…)` | | what the body of `@name` gives | 0; see the inlined graph |
 //!
 //! Between `dispatch` and `combine` a value holds rows for each of the layer's experts, and `linear` has a stack of

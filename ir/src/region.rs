@@ -415,6 +415,13 @@ impl Region {
         }
     }
 
+    /// Changes what a node computes, its operands and results as they are. The verifier checks that they still fit.
+    pub fn set_op(&mut self, node: NodeId, op: Op) {
+        if let Some(slot) = self.nodes[node.index()].as_mut() {
+            slot.op = op;
+        }
+    }
+
     /// Puts `wrap(old)` in place of a weight: the term moves to a new unnamed entry and `id`, name and uses unchanged,
     /// becomes the term that `wrap` makes of it, of type `ty`.
     pub fn wrap_weight(&mut self, id: WeightId, ty: Type, wrap: impl FnOnce(WeightId) -> WeightExpr) {

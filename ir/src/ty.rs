@@ -369,6 +369,22 @@ impl Type {
     }
 }
 
+impl std::str::FromStr for Type {
+    type Err = String;
+
+    /// Reads what [`Type`] prints, without a layout; a dimension that is no number is a symbol.
+    fn from_str(s: &str) -> Result<Self, String> {
+        let bad = || format!("`{s}` is not a type such as f32[B,S,48]");
+        let (elem, dims) = s.strip_suffix(']').and_then(|s| s.split_once('[')).ok_or_else(bad)?;
+        let dim = |d: &str| match d.parse::<u64>() {
+            Ok(n) => Ok(Dim::Const(n)),
+            Err(_) if !d.is_empty() && d.chars().all(|c| c.is_ascii_alphanumeric()) => Ok(Dim::Sym(d.into())),
+            Err(_) => Err(bad()),
+        };
+        Ok(Self::new(elem.parse()?, dims.split(',').map(dim).collect::<Result<Vec<_>, _>>()?))
+    }
+}
+
 impl fmt::Display for Type {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.elem)?;

@@ -117,6 +117,7 @@ fn side(region: &Region, value: ValueId) -> Option<Side> {
         | Op::Count(_)
         | Op::CrossSdpa(_)
         | Op::Gate(_)
+        | Op::Foreign(_)
         | Op::Fused(_) => None,
     }
 }

@@ -107,6 +107,7 @@ fn maker(region: &Region, value: ValueId) -> Result<NodeId, ValueId> {
             | Op::Count(_)
             | Op::CrossSdpa(_)
             | Op::Gate(_)
+            | Op::Foreign(_)
             | Op::Fused(_) => return Err(at),
         }
         match node.operands.first() {

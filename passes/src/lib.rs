@@ -24,6 +24,7 @@ pub mod pipeline;
 pub mod profile;
 pub mod quantize;
 pub mod quantize_head;
+pub mod raise;
 pub mod registry;
 pub mod remark;
 pub mod rewrite;

@@ -322,3 +322,46 @@ mod any_text {
         }
     }
 }
+
+const SCALES: &str = r#"rewrite "scales" {
+  match   { %a = scale %v {by=A}
+            %b = scale %a {by=B} }
+  where holds(A*B < v.channels)
+  produce { %b = scale %v {by=A*B} }
+}"#;
+
+#[test]
+fn variables_stand_for_attributes_and_can_be_computed_with() {
+    let twice =
+        |a: &str, b: &str| apply(SCALES, &format!("%s = scale %x {{by={a}}}\n%t = scale %s {{by={b}}}\nreturn %t"));
+    let done = twice("2.0", "3.5");
+    assert_eq!(done.result.unwrap(), Changed::Yes);
+    assert_eq!(done.lines, ["%t = scale %x {by=7.0}", "return %t"]);
+    let kept = twice("2.0", "4.0");
+    assert_eq!(kept.lines.len(), 3, "{:?}", kept.lines);
+    assert!(missed(&kept).iter().any(|m| m.contains("`A*B < v.channels` does not hold")), "{:?}", missed(&kept));
+}
+
+#[test]
+fn a_variable_is_one_value_and_must_be_matched() {
+    let same = SCALES.replace("by=B", "by=A").replace("A*B", "A");
+    let done = apply(&same, "%s = scale %x {by=2.0}\n%t = scale %s {by=3.0}\nreturn %t");
+    assert_eq!(done.result.unwrap(), Changed::No);
+    let unknown = parse_rules(&SCALES.replace("{by=A*B}", "{by=A*C}")).unwrap_err().to_string();
+    assert!(unknown.contains("C does not occur in `match`"), "{unknown}");
+}
+
+#[test]
+fn foreign_ops_take_the_type_of_what_they_replace() {
+    let rule = r#"rewrite "quotient" {
+      match   { %q = foreign %a, %b {op=Div} }
+      produce { %i = foreign %b {op=Reciprocal}
+                %q = mul %a, %i }
+    }
+    rewrite "reciprocal" {
+      match   { %i = foreign %b {op=Reciprocal} }
+      produce { %i = sigmoid %b }
+    }"#;
+    let done = apply(rule, "%q = foreign %x, %y {op=Div, results=[\"f32[B,S,8]\"]}\nreturn %q");
+    assert_eq!(done.lines, ["%i = sigmoid %y", "%q = mul %x, %i", "return %q"]);
+}

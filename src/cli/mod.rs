@@ -24,7 +24,7 @@ use crate::interrupt::Interrupt;
 use crate::progress::say;
 
 const AFTER: &str =
-    "MODEL is a folder as Hugging Face tools write it, a .gguf or .safetensors file, a compiled artefact, \
+    "MODEL is a folder as Hugging Face tools write it, a .gguf, .onnx or .safetensors file, a compiled artefact, \
 or IR text (.awqir).
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 unsupported model or target, 4 bad input, 5 a check or quality gate missed, \

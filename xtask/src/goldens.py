@@ -3,7 +3,7 @@
 Run by `cargo xtask goldens`. One folder a model: what `save_pretrained` writes, and `expected.safetensors`:
 `input_ids` i64 [2, 12]; `hidden.K`, the input of decoder layer K (the last one: the raw output of the last layer);
 `logits` [2, 12, vocab]; `generated`, i64 [8]: the greedy continuation of the first 6 ids of row 0. All in float32.
-Names after the folder make those models only.
+Names after the folder make those models only. Some are also exported to ONNX, as `model.onnx`.
 """
 import json, os, sys
 import torch
@@ -123,8 +123,25 @@ def make(name, config, dtype, root, seed):
     print(name, "logits std", round(out.logits.std().item(), 3), flush=True)
 
 
+# Exported to ONNX, and in which type: halves where they are no less exact than what is computed with them.
+EXPORTED = {"llama": torch.float16, "mistral": torch.float16, "qwen2": torch.float16, "opt": torch.float16, "gpt_neox": torch.float16,
+            "gpt2": torch.float32, "gemma": torch.float32}
+
+
+def export(name, dtype, root):
+    folder = os.path.join(root, name)
+    model = T.AutoModelForCausalLM.from_pretrained(folder, torch_dtype=dtype, attn_implementation="sdpa").eval()
+    whole = model.forward
+    model.forward = lambda input_ids: whole(input_ids=input_ids, use_cache=False).logits
+    axes = {0: "batch", 1: "sequence"}
+    torch.onnx.export(model, (torch.randint(3, 160, (2, 12)),), os.path.join(folder, "model.onnx"), input_names=["input_ids"],
+                      output_names=["logits"], dynamic_axes={"input_ids": axes, "logits": axes}, opset_version=17, dynamo=False)
+
+
 for seed, (name, (config, dtype)) in enumerate(MODELS.items()):
     if len(sys.argv) < 3 or name in sys.argv[2:]:
         make(name, config, dtype, sys.argv[1], seed)
+        if name in EXPORTED:
+            export(name, EXPORTED[name], sys.argv[1])
 with open(os.path.join(sys.argv[1], "VERSIONS.json" if len(sys.argv) < 3 else "VERSIONS-later.json"), "w") as f:
     json.dump(dict(torch=torch.__version__, transformers=T.__version__), f)

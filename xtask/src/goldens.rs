@@ -12,7 +12,7 @@ const RELEASES: [(&str, &str, &[&str]); 2] = [
 ];
 
 /// What else the outputs are computed with.
-const PACKAGES: [&str; 3] = ["torch==2.6.0", "safetensors==0.5.3", "numpy<3"];
+const PACKAGES: [&str; 4] = ["torch==2.6.0", "safetensors==0.5.3", "numpy<3", "onnx==1.17.0"];
 
 pub(crate) fn goldens(dir: &str) -> Result<()> {
     std::fs::create_dir_all(root().join(dir))?;

@@ -74,7 +74,7 @@ pub(crate) fn sequence(module: &Module) -> Option<Name> {
 /// apart.
 pub fn rowwise(region: &Region, fused: &[FusedDef]) -> bool {
     region.nodes().all(|(_, node)| match &node.op {
-        Op::Sdpa(_) | Op::RopeTable(_) => false,
+        Op::Sdpa(_) | Op::RopeTable(_) | Op::Foreign(_) => false,
         // Rows that are no positions, or depend on several.
         Op::Patches(_)
         | Op::Merge(_)

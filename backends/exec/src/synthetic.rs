@@ -128,7 +128,8 @@ fn table_rows(region: &Region, fused: &[FusedDef], value: ValueId) -> Option<u64
                 | Op::Cut(_)
                 | Op::Place(_)
                 | Op::Count(_)
-                | Op::Gate(_) => None,
+                | Op::Gate(_)
+                | Op::Foreign(_) => None,
             };
             rows = match (rows, found) {
                 (Some(a), Some(b)) => Some(a.min(b)),

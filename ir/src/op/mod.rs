@@ -5,6 +5,7 @@
 
 pub mod elementwise;
 pub mod embedding;
+pub mod foreign;
 pub mod fused;
 pub mod image;
 pub mod law;
@@ -28,6 +29,7 @@ use law::Law;
 
 pub use elementwise::{Add, Clamp, Gelu, GeluForm, Mul, Relu, Scale, Sigmoid, Silu, Softcap};
 pub use embedding::Embedding;
+pub use foreign::Foreign;
 pub use fused::Fused;
 pub use image::{Merge, Patches, Place};
 pub use linear::Linear;
@@ -263,6 +265,8 @@ ops! {
     CrossSdpa,
     /// Product with the tanh of a parameter.
     Gate,
+    /// An op of another system that no rewrite has recognised yet.
+    Foreign,
     /// A named op whose body is its meaning.
     Fused,
 }

@@ -4,11 +4,11 @@ use serde_json::{Map, Value as Json};
 
 use crate::diag::{Diagnostics, Span};
 
-use super::NoEnv;
 use super::cursor::{Cursor, Fail, Parsed};
 use super::lex::Tok;
 use super::line::{Arg, Callee as Read, Line, NodeLine};
 use super::scope::Scope;
+use super::{Env, NoEnv};
 
 /// Lines whose names mean nothing yet.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -58,12 +58,20 @@ pub enum FragmentOperand {
 /// `P01` when the text does not have the form of node lines, `P02` for an unknown mnemonic or an attribute given twice;
 /// each points into the text.
 pub fn parse_fragment(text: &str) -> Result<Fragment, Diagnostics> {
-    read(text).map_err(|f| f.report(text))
+    parse_fragment_with(text, &NoEnv)
 }
 
-fn read(text: &str) -> Parsed<Fragment> {
+/// Reads lines whose attributes are expressions over the names of `env`.
+///
+/// # Errors
+/// As [`parse_fragment`], and `P04` for an expression that has no value.
+pub fn parse_fragment_with(text: &str, env: &dyn Env) -> Result<Fragment, Diagnostics> {
+    read(text, env).map_err(|f| f.report(text))
+}
+
+fn read(text: &str, env: &dyn Env) -> Parsed<Fragment> {
     let mut c = Cursor::new(text)?;
-    let scope = Scope::new(&NoEnv, text.len());
+    let scope = Scope::new(env, text.len());
     let mut fragment = Fragment::default();
     while c.peek() != Tok::End {
         let start = c.span();

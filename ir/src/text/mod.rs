@@ -23,7 +23,7 @@ use crate::diag::Diagnostics;
 use crate::module::Module;
 use crate::region::Region;
 
-pub use fragment::{Callee, Fragment, FragmentLine, FragmentOperand, parse_fragment};
+pub use fragment::{Callee, Fragment, FragmentLine, FragmentOperand, parse_fragment, parse_fragment_with};
 pub use parse::VERSION;
 
 pub(crate) use body::LONGEST;
@@ -100,6 +100,22 @@ pub fn parse_attributes(text: &str) -> Result<Map<String, Json>, Diagnostics> {
             expr::fields_to_end(&mut c)?
         };
         scope::Scope::new(&NoEnv, text.len()).attributes(&fields)
+    };
+    read().map_err(|f: Fail| f.report(text))
+}
+
+/// The truth of a condition over the names of `env`.
+///
+/// # Errors
+/// `P01` form, `P02` names, `P04` when it has no value or is no condition; each points into the text.
+pub fn holds(text: &str, env: &dyn Env) -> Result<bool, Diagnostics> {
+    let read = || {
+        let mut c = cursor::Cursor::new(text)?;
+        let condition = expr::Expr::parse(&mut c)?;
+        match c.peek() {
+            lex::Tok::End => scope::Scope::new(env, text.len()).truth(&condition),
+            _ => Err(c.expected("the end of the condition")),
+        }
     };
     read().map_err(|f: Fail| f.report(text))
 }

@@ -19,6 +19,7 @@
 //! | V12 | symbolic dimensions are declared, constant ones are 1 … 2³¹; only weights are quantized |
 //! | V13 | fused ops have different names that can be printed, and call only those defined before them |
 //! | V14 | the weights of a fused body are its parameters; parameters that are weights occur nowhere else |
+//! | V15 | no op is foreign: rewrites have recognised all of them |
 //!
 //! After some passes more holds ([`verify_stage`]):
 //!
@@ -119,6 +120,7 @@ impl<'a> Checker<'a> {
         nodes::operands(&mut self);
         nodes::results(&mut self);
         nodes::attributes(&mut self);
+        nodes::known(&mut self);
         weights::shapes(&mut self);
         weights::elements(&mut self);
         weights::data(&mut self);

@@ -88,6 +88,15 @@ fn depth(region: &Region) -> Result<(), Diagnostic> {
     Ok(())
 }
 
+/// V15: no op is foreign.
+pub(super) fn known(cx: &mut Checker<'_>) {
+    for (id, node) in cx.region.nodes() {
+        if let Op::Foreign(f) = &node.op {
+            cx.report(Entity::Node(id), "V15", format!("{} is an op of another system", f.op));
+        }
+    }
+}
+
 /// V04: definitions come once, and before uses.
 pub(super) fn definitions(cx: &mut Checker<'_>) {
     let region = cx.region;

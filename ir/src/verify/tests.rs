@@ -385,6 +385,16 @@ fn v14_parameters() {
 }
 
 #[test]
+fn v15_foreign_ops() {
+    let text = "awqir 1 region @x (%x: f16[S,4]) { %y = foreign %x {op=Pow, by=2.0} return %y }";
+    let module = parse(text).unwrap();
+    assert_eq!(parse(&crate::text::print(&module)).unwrap().regions.len(), 1);
+    let errors = verify(&module).unwrap_err();
+    assert_eq!(errors.codes(), ["V15"]);
+    assert!(errors.to_string().contains("Pow"), "{errors}");
+}
+
+#[test]
 fn stages() {
     let m = module();
     assert_eq!(verify_stage(&m, Stage::Float).unwrap_err().codes(), ["V20", "V20"]);

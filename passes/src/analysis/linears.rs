@@ -125,6 +125,7 @@ fn feeds(region: &Region, value: ValueId, ends: impl Fn(&Op, usize) -> bool) -> 
             | Op::Learned(_)
             | Op::Count(_)
             | Op::CrossSdpa(_)
+            | Op::Foreign(_)
             | Op::Fused(_) => {}
         }
     }

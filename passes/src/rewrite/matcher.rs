@@ -7,8 +7,10 @@
 use std::collections::BTreeMap;
 
 use awqc_ir::{Def, Node, NodeId, Op, Operand, Region, Uses, ValueId, WeightId};
+use serde_json::{Map, Value as Json};
 
 use super::rule::{Line, Term};
+use super::variables::variable;
 
 /// Where a pattern occurs.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -19,6 +21,8 @@ pub(super) struct Match {
     pub values: BTreeMap<String, ValueId>,
     /// The weight of each `$name`; `None` for an optional one that is not there.
     pub weights: BTreeMap<String, Option<WeightId>>,
+    /// What each variable stands for; null for an attribute that is not there.
+    pub attributes: Map<String, Json>,
 }
 
 /// Why a pattern does not occur at a node, at the place where most of its lines were found.
@@ -44,7 +48,7 @@ impl Miss {
 /// The nearest miss.
 pub(super) fn find(lines: &[Line], region: &Region, uses: &Uses, root: NodeId) -> Result<Match, Miss> {
     let mut search = Search { lines, region, uses, miss: Miss::default() };
-    let start = State { nodes: vec![None; lines.len()], values: BTreeMap::new(), weights: BTreeMap::new() };
+    let start = State { nodes: vec![None; lines.len()], ..State::default() };
     let found = match lines.len().checked_sub(1) {
         Some(last) => search.bind(&start, last, root),
         None => None,
@@ -52,11 +56,12 @@ pub(super) fn find(lines: &[Line], region: &Region, uses: &Uses, root: NodeId) -
     found.ok_or(search.miss)
 }
 
-#[derive(Clone)]
+#[derive(Clone, Default)]
 struct State {
     nodes: Vec<Option<NodeId>>,
     values: BTreeMap<String, ValueId>,
     weights: BTreeMap<String, Option<WeightId>>,
+    attributes: Map<String, Json>,
 }
 
 struct Search<'a> {
@@ -83,7 +88,7 @@ impl Search<'_> {
         for order in orders(at) {
             let mut next = state.clone();
             next.nodes[line] = Some(node);
-            match bind_names(pattern, at, order, &mut next) {
+            match bind_attributes(pattern, at, &mut next).and_then(|()| bind_names(pattern, at, order, &mut next)) {
                 Ok(()) => {
                     if let Some(done) = self.advance(&next) {
                         return Some(done);
@@ -130,13 +135,17 @@ impl Search<'_> {
             return users.into_iter().find_map(|node| self.bind(state, line, node));
         }
         let nodes: Option<Vec<NodeId>> = state.nodes.iter().copied().collect();
-        Some(Match { nodes: nodes?, values: state.values.clone(), weights: state.weights.clone() })
+        let State { values, weights, attributes, .. } = state.clone();
+        Some(Match { nodes: nodes?, values, weights, attributes })
     }
 }
 
 /// The orders in which the operands may be read: both where the op commutes.
 fn orders(node: &Node) -> &'static [[usize; 2]] {
-    let commutes = matches!(node.op, Op::Add(_) | Op::Mul(_)) && node.operands.len() == 2;
+    let commutes = match &node.op {
+        Op::Foreign(f) => matches!(f.op.as_str(), "Add" | "Mul"),
+        op => matches!(op, Op::Add(_) | Op::Mul(_)),
+    } && node.operands.len() == 2;
     if commutes { &[[0, 1], [1, 0]] } else { &[[0, 1]] }
 }
 
@@ -151,9 +160,27 @@ fn same_op(line: &Line, node: &Node) -> Result<(), String> {
     if !line.attributes.is_empty() {
         // Written attributes over the node's own: if that changes nothing, they agree, defaults included.
         let mut attributes = node.op.attributes();
-        attributes.extend(line.attributes.clone());
+        let fixed = line.attributes.iter().filter(|(_, v)| variable(v).is_none());
+        attributes.extend(fixed.map(|(k, v)| (k.clone(), v.clone())));
         if Op::from_attributes(&line.mnemonic, attributes).as_ref() != Ok(&node.op) {
             return Err("this one has other attributes".into());
+        }
+    }
+    Ok(())
+}
+
+/// Binds the variables of a line to the attributes of the node, or says which of them stands for something else.
+fn bind_attributes(line: &Line, node: &Node, state: &mut State) -> Result<(), String> {
+    let mut variables = line.attributes.iter().filter_map(|(key, v)| Some((key, variable(v)?))).peekable();
+    if variables.peek().is_none() {
+        return Ok(());
+    }
+    let own = node.op.attributes();
+    for (key, name) in variables {
+        let value = own.get(key).cloned().unwrap_or(Json::Null);
+        match state.attributes.insert(name.to_owned(), value.clone()) {
+            Some(old) if old != value => return Err(format!("{name} would be {old} and, as `{key}`, {value}")),
+            Some(_) | None => {}
         }
     }
     Ok(())

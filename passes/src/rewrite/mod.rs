@@ -47,6 +47,7 @@ pub mod parallel_linear;
 mod parse;
 pub mod patch;
 pub mod rule;
+mod variables;
 
 use awqc_ir::{NodeId, Region, Uses};
 

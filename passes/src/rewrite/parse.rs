@@ -15,10 +15,11 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use awqc_ir::text::{Callee, FragmentLine, FragmentOperand, parse_fragment};
+use awqc_ir::text::{Callee, FragmentLine, FragmentOperand, NoEnv, parse_fragment_with};
 use awqc_ir::{Diagnostic, Diagnostics, Op, OpError, Place, Span};
 
-use super::rule::{Guard, Line, Produce, Rule, Term};
+use super::rule::{Guard, Line, Make, Produce, Rule, Term};
+use super::variables::{Unmatched, variables};
 
 /// The rules of a text, in order.
 ///
@@ -77,6 +78,8 @@ fn shown_in(text: &str, mut all: Diagnostics) -> Diagnostics {
 /// The lines between two braces.
 #[derive(Default)]
 struct Block {
+    /// The whole text up to the end of the block, without what only rules have.
+    text: String,
     lines: Vec<FragmentLine>,
     /// `%old = %new`.
     aliases: Vec<(String, String)>,
@@ -183,7 +186,7 @@ impl<'t> Parser<'t> {
         self.blanks();
         self.expect("{")?;
         self.expect("match")?;
-        let pattern = self.block()?;
+        let pattern = self.block(&NoEnv)?;
         if let Some((old, _)) = pattern.aliases.first() {
             return Err(fail(self.here(), format!("`%{old} = …` in `match` needs an op")));
         }
@@ -204,15 +207,18 @@ impl<'t> Parser<'t> {
             }
         }
         self.expect("produce")?;
-        let produce = self.block()?;
+        let produce = self.block(&Unmatched)?;
         self.expect("}")?;
         Ok(Rule { name, lines, guards, produce: self.produce(produce)? })
     }
 
     fn guard(&mut self) -> Result<Guard, Diagnostics> {
         let span = self.here();
-        let name = self.word("a guard: single_use(%v), same_type(%a, %b) or without(%v, key)")?;
+        let name = self.word("a guard: single_use(%v), same_type(%a, %b), without(%v, key) or holds(condition)")?;
         self.expect("(")?;
+        if name == "holds" {
+            return self.condition();
+        }
         let first = self.value()?;
         let guard = match name {
             "single_use" => Guard::SingleUse(first),
@@ -227,7 +233,9 @@ impl<'t> Parser<'t> {
             other => {
                 return Err(fail(
                     span,
-                    format!("there is no guard `{other}`; known: single_use(%v), same_type(%a, %b), without(%v, key)"),
+                    format!(
+                        "there is no guard `{other}`; known: single_use(%v), same_type(%a, %b), without(%v, key), holds(condition)"
+                    ),
                 ));
             }
         };
@@ -235,8 +243,28 @@ impl<'t> Parser<'t> {
         Ok(guard)
     }
 
+    /// The rest of `holds(condition)`.
+    fn condition(&mut self) -> Result<Guard, Diagnostics> {
+        let mut depth = 1usize;
+        let closes = |c: char| {
+            depth = match c {
+                '(' => depth + 1,
+                ')' => depth - 1,
+                _ => depth,
+            };
+            depth == 0
+        };
+        let Some(text) = self.rest().find(closes).and_then(|len| self.rest().get(..len)) else {
+            self.at = self.text.len();
+            return self.expected("`)`");
+        };
+        self.at += text.len();
+        self.expect(")")?;
+        Ok(Guard::Holds(text.trim().to_owned()))
+    }
+
     /// `{ lines }`, read by the parser of IR text, but for aliases and the question marks of optional weights.
-    fn block(&mut self) -> Result<Block, Diagnostics> {
+    fn block(&mut self, env: &dyn awqc_ir::text::Env) -> Result<Block, Diagnostics> {
         self.expect("{")?;
         let start = self.at;
         let mut depth = 1usize;
@@ -268,7 +296,8 @@ impl<'t> Parser<'t> {
         // Blanks up to the block, so that places are those of the whole text.
         let mut padded: Vec<u8> = self.text.bytes().take(start).map(|b| if b == b'\n' { b } else { b' ' }).collect();
         padded.extend(inner);
-        block.lines = parse_fragment(&String::from_utf8_lossy(&padded))?.lines;
+        block.text = String::from_utf8_lossy(&padded).into_owned();
+        block.lines = parse_fragment_with(&block.text, env)?.lines;
         self.at = start + len;
         self.expect("}")?;
         Ok(block)
@@ -294,9 +323,14 @@ impl<'t> Parser<'t> {
         for line in &block.lines {
             match &line.callee {
                 Callee::Op(mnemonic) => {
-                    let op = Op::from_attributes(mnemonic, line.attributes.clone())
-                        .map_err(|OpError(e)| fail(line.span, e))?;
-                    ops.push((block.line(self.text, line, mnemonic), op));
+                    let text = block.text.get(line.span.start..line.span.end).unwrap_or_default();
+                    let make = if variables(text).is_empty() {
+                        let op = Op::from_attributes(mnemonic, line.attributes.clone());
+                        Make::Op(op.map_err(|OpError(e)| fail(line.span, e))?)
+                    } else {
+                        Make::Text(text.to_owned())
+                    };
+                    ops.push((block.line(self.text, line, mnemonic), make));
                 }
                 Callee::Fused(kernel) if block.lines.len() == 1 && block.aliases.is_empty() => {
                     if !line.attributes.is_empty() {

@@ -138,11 +138,12 @@ impl Replace {
     /// Makes the new nodes.
     fn insert(&self, region: &mut Region, place: usize, fused: &[FusedDef]) -> Result<Vec<NodeId>, String> {
         let mut made: Vec<NodeId> = Vec::new();
-        for new in &self.ops {
+        for (i, new) in self.ops.iter().enumerate() {
+            let op = self.typed(region, i, new.op.clone());
             let operands: Option<Vec<Operand>> = new.operands.iter().map(|i| resolve(region, &made, *i)).collect();
             let node = operands
                 .ok_or_else(|| "a new node uses a later one".to_owned())
-                .and_then(|o| insert_at(region, place + made.len(), new.op.clone(), o, &new.names, fused));
+                .and_then(|o| insert_at(region, place + made.len(), op.clone(), o, &new.names, fused));
             match node {
                 Ok(node) => made.push(node),
                 Err(why) => {
@@ -152,6 +153,25 @@ impl Replace {
             }
         }
         Ok(made)
+    }
+
+    /// A foreign op does not know its types, those of what it replaces, and where it stood there: where the matched one
+    /// did.
+    fn typed(&self, region: &Region, at: usize, mut op: Op) -> Op {
+        if let Op::Foreign(f) = &mut op
+            && f.results.is_empty()
+        {
+            let replaced = self.swaps.iter().find(|(_, new)| *new == Input::New { op: at, result: 0 });
+            f.results.extend(replaced.map(|(old, _)| region.value(*old).ty.clone()));
+            let places = self.nodes.iter().rev().filter_map(|n| match &region.get_node(*n)?.op {
+                Op::Foreign(f) => f.attributes.get("node").cloned(),
+                _known => None,
+            });
+            if let (Some(place), false) = (places.into_iter().next(), f.attributes.contains_key("node")) {
+                f.attributes.insert("node".into(), place);
+            }
+        }
+        op
     }
 
     /// Checks the types at the cut, then puts the new values in the place of the old ones.

@@ -6,11 +6,13 @@
 
 use std::collections::BTreeSet;
 
+use awqc_ir::text::{holds, parse_fragment_with};
 use awqc_ir::{Def, NodeId, Op, Operand, Region, Uses, ValueId};
 use serde_json::{Map, Value as Json};
 
 use super::matcher::{self, Match};
 use super::patch::{Input, NewOp, Outline, Patch, Replace};
+use super::variables::{Matched, variable, variables};
 use super::{Found, Rewrite};
 
 /// An operand of a pattern line.
@@ -48,7 +50,8 @@ pub struct Line {
     pub mnemonic: String,
     /// Operands, in order.
     pub operands: Vec<Term>,
-    /// Written attributes: these must be equal, others may be anything.
+    /// Written attributes: these must be equal, others may be anything. A word in capitals is a variable, which stands
+    /// for whatever the attribute is.
     pub attributes: Map<String, Json>,
 }
 
@@ -61,6 +64,17 @@ pub enum Guard {
     SameType(String, String),
     /// `without(%v, key)`: the op that makes this value has no such attribute, or has it at its default.
     Without(String, String),
+    /// `holds(condition)`: an expression over the variables, and `x.channels`, the channels of `%x`.
+    Holds(String),
+}
+
+/// How a new node's op is made.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Make {
+    /// It is always this one.
+    Op(Op),
+    /// Its line, with variables in it.
+    Text(String),
 }
 
 /// What a rule puts in place.
@@ -78,7 +92,7 @@ pub enum Produce {
     /// New nodes, and values that are there already.
     Replace {
         /// New nodes with their ops.
-        ops: Vec<(Line, Op)>,
+        ops: Vec<(Line, Make)>,
         /// `%old = %new`.
         aliases: Vec<(String, String)>,
     },
@@ -97,6 +111,21 @@ pub struct Rule {
     pub produce: Produce,
 }
 
+impl Make {
+    /// The op for a match, or why there is none.
+    fn op(&self, line: &Line, names: &Matched<'_>) -> Result<Op, String> {
+        match self {
+            Make::Op(op) => Ok(op.clone()),
+            Make::Text(text) => {
+                let read = parse_fragment_with(text, names).map_err(|e| e.to_string())?;
+                let mut attributes = read.lines.into_iter().next().map(|l| l.attributes).unwrap_or_default();
+                attributes.retain(|_, v| *v != serde_json::Value::Bool(false));
+                Op::from_attributes(&line.mnemonic, attributes).map_err(|e| e.0)
+            }
+        }
+    }
+}
+
 impl Rule {
     /// Checks that names are bound, the pattern hangs together and the produced ops exist.
     pub(super) fn check(&self) -> Result<(), String> {
@@ -111,7 +140,9 @@ impl Rule {
                 return Err(format!("`{}` is not an op that can be matched", line.mnemonic));
             }
             // Unknown attributes come to light here; a missing one only means that anything goes.
-            if let Err(e) = Op::from_attributes(&line.mnemonic, line.attributes.clone())
+            let fixed = line.attributes.iter().filter(|(_, v)| variable(v).is_none());
+            let fixed = fixed.map(|(k, v)| (k.clone(), v.clone())).collect();
+            if let Err(e) = Op::from_attributes(&line.mnemonic, fixed)
                 && !e.0.contains("missing field")
             {
                 return Err(e.0);
@@ -120,6 +151,8 @@ impl Rule {
         let defined = bound.clone();
         bound.extend(self.lines.iter().flat_map(|l| l.operands.iter().map(Term::sigil)));
         let missing = |name: &str| Err(format!("{name} does not occur in `match`"));
+        let captured: BTreeSet<&str> =
+            self.lines.iter().flat_map(|l| l.attributes.values().filter_map(variable)).collect();
         for guard in &self.guards {
             let (a, b) = match guard {
                 Guard::SingleUse(a) => (a, a),
@@ -128,6 +161,10 @@ impl Rule {
                     return Err(format!("%{a} is not defined in `match`"));
                 }
                 Guard::Without(a, _) => (a, a),
+                Guard::Holds(text) => match variables(text).iter().find(|v| !captured.contains(v.as_str())) {
+                    Some(name) => return missing(name),
+                    None => continue,
+                },
             };
             for name in [format!("%{a}"), format!("%{b}")] {
                 if !bound.contains(&name) {
@@ -153,7 +190,12 @@ impl Rule {
             }
             Produce::Replace { ops, aliases } => {
                 let mut replaced = false;
-                for (line, _) in ops {
+                for (line, make) in ops {
+                    if let Make::Text(text) = make
+                        && let Some(name) = variables(text).iter().find(|v| !captured.contains(v.as_str()))
+                    {
+                        return missing(name);
+                    }
                     if let Some(name) = line.operands.iter().map(Term::sigil).find(|n| !bound.contains(n)) {
                         return missing(&name);
                     }
@@ -230,6 +272,11 @@ impl Rule {
                 let op = &region.node(node).op;
                 op.attributes().contains_key(key).then(|| format!("%{} is a {} with `{key}`", v.name, op.mnemonic()))
             }
+            Guard::Holds(text) => match holds(text, &Matched { found, region }) {
+                Ok(true) => None,
+                Ok(false) => Some(format!("`{text}` does not hold")),
+                Err(why) => Some(why.to_string()),
+            },
             Guard::SameType(a, b) => {
                 let (a, b) = (region.value(value(a)?), region.value(value(b)?));
                 (a.ty != b.ty)
@@ -238,8 +285,14 @@ impl Rule {
         })
     }
 
-    /// The patch for a match, or a sentence if a name is not bound after all.
-    fn patch(&self, found: &Match) -> Option<Patch> {
+    /// Why an op of `produce` cannot be made, or `None` if all can.
+    fn unmade(&self, found: &Match, region: &Region) -> Option<String> {
+        let Produce::Replace { ops, .. } = &self.produce else { return None };
+        ops.iter().find_map(|(line, make)| make.op(line, &Matched { found, region }).err())
+    }
+
+    /// The patch for a match; `None` if a name is not bound after all.
+    fn patch(&self, found: &Match, region: &Region) -> Option<Patch> {
         match &self.produce {
             Produce::Outline { kernel, operands, results } => {
                 let nodes =
@@ -260,11 +313,17 @@ impl Rule {
                 let results = results.iter().map(|r| found.values.get(r).copied()).collect::<Option<_>>()?;
                 Some(Patch::Outline(Outline { kernel: kernel.as_str().into(), nodes, operands: inputs, results }))
             }
-            Produce::Replace { ops, aliases } => self.replacement(found, ops, aliases).map(Patch::Replace),
+            Produce::Replace { ops, aliases } => self.replacement(found, region, ops, aliases).map(Patch::Replace),
         }
     }
 
-    fn replacement(&self, found: &Match, ops: &[(Line, Op)], aliases: &[(String, String)]) -> Option<Replace> {
+    fn replacement(
+        &self,
+        found: &Match,
+        region: &Region,
+        ops: &[(Line, Make)],
+        aliases: &[(String, String)],
+    ) -> Option<Replace> {
         let mut replace = Replace { nodes: found.nodes.clone(), ops: Vec::new(), swaps: Vec::new() };
         // Names that `produce` defines hide those that `match` bound.
         let mut made: Vec<(&str, Input)> = Vec::new();
@@ -273,7 +332,8 @@ impl Rule {
             let new = made.iter().rev().find(|(n, _)| *n == name).map(|(_, input)| *input);
             new.or_else(|| Some(Input::Old(Operand::Value(*found.values.get(name)?))))
         };
-        for (line, op) in ops {
+        for (line, make) in ops {
+            let op = make.op(line, &Matched { found, region }).ok()?;
             let mut operands = Vec::new();
             for term in &line.operands {
                 match term {
@@ -291,7 +351,7 @@ impl Rule {
                 }
             }
             let names = line.results.iter().map(|r| r.as_str().into()).collect();
-            replace.ops.push(NewOp { op: op.clone(), operands, names });
+            replace.ops.push(NewOp { op, operands, names });
         }
         for (old, new) in aliases {
             let old: ValueId = *found.values.get(old)?;
@@ -308,9 +368,9 @@ impl Rewrite for Rule {
 
     fn find(&self, region: &Region, uses: &Uses, root: NodeId) -> Found {
         match matcher::find(&self.lines, region, uses, root) {
-            Ok(found) => match self.refused(&found, region, uses) {
+            Ok(found) => match self.refused(&found, region, uses).or_else(|| self.unmade(&found, region)) {
                 Some(why) => Found::Near(why),
-                None => self.patch(&found).map_or(Found::Nothing, Found::Patch),
+                None => self.patch(&found, region).map_or(Found::Nothing, Found::Patch),
             },
             // All lines but one: near enough to be worth a word.
             Err(miss) if miss.found > 0 && miss.found + 1 >= self.lines.len() => Found::Near(miss.why),

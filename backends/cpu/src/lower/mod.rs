@@ -293,6 +293,7 @@ impl<'a> Builder<'a> {
                     let parts = vec![need(0)?; r.times as usize];
                     self.flat.steps.push(Flat::Join { parts, out });
                 }
+                Op::Foreign(f) => return Err(unsupported(op, &format!("{} has no meaning here", f.op))),
                 Op::Fused(f) => return Err(unsupported(op, &format!("@{} is not defined", f.callee))),
             }
             known.extend(node.results.iter().copied().zip(outs.into_iter().map(Entry::Float)));

@@ -148,6 +148,7 @@ pub(super) fn uncovered(op: &Op) -> Option<&'static str> {
         | Op::Softcap(_)
         | Op::Split(_)
         | Op::Concat(_)
+        | Op::Foreign(_)
         | Op::Fused(_) => None,
     }
 }

@@ -336,6 +336,7 @@ impl Builder<'_> {
                     let size = self.flat.values[from].width;
                     (0..r.times as usize).for_each(|i| self.part(from, out, i * size));
                 }
+                Op::Foreign(f) => return Err(unsupported(&format!("{} has no meaning here", f.op))),
                 Op::Fused(f) => return Err(unsupported(&format!("@{} is not defined", f.callee))),
             }
             known.extend(node.results.iter().copied().zip(outs.into_iter().map(Entry::Value)));

@@ -299,6 +299,7 @@ impl Emitter for HfAwq {
                 | Op::Count(_)
                 | Op::CrossSdpa(_)
                 | Op::Gate(_)
+                | Op::Foreign(_)
                 | Op::Fused(_) => {}
             }
         }

@@ -377,6 +377,7 @@ impl<B: ExecBackend> Frame<'_, '_, B> {
                 ops::memory::cross_sdpa::<B>(c, q, k, v, int()?).map_err(|e| self.error(region, op, e))?
             }
             Op::Gate(_) => ops::memory::gate::<B>(float()?, float()?),
+            Op::Foreign(f) => return Err(self.error(region, op, format!("{} has no meaning here", f.op))),
             Op::Fused(_) => return Err(self.error(region, op, "handled above")),
         };
         Ok(vec![rejoin(out, route)])
