@@ -1,7 +1,7 @@
 //! Front ends: from a checkpoint to a module.
 //!
 //! [`open`] takes a path and gives the whole model as IR, a source for its tensors, its configuration, and the files
-//! that go with it. Formats are read by [`safetensors`] and [`gguf`]; what a model *is* stands in one file for each
+//! that go with it. Formats are read by [`safetensors`], [`pickle`] and [`gguf`]; what a model *is* stands in one file for each
 //! family, `arch/FAMILY.awqir`: a template in the IR's own text, after a few directives ([`family`]).
 //!
 //! Nothing is believed before it is checked: headers against the size of the file, tensors against the template,
@@ -12,10 +12,13 @@ mod artefact;
 mod error;
 pub mod family;
 mod file;
+mod folder;
 pub mod gguf;
 mod open;
+pub mod pickle;
 mod quantized;
 pub mod safetensors;
+mod shards;
 mod synthetic;
 mod view;
 

@@ -9,7 +9,7 @@ mod parse;
 mod pattern;
 mod rope;
 
-pub(crate) use instantiate::instantiate;
+pub(crate) use instantiate::{Instance, instantiate};
 pub use pattern::Pattern;
 
 use std::path::Path;
