@@ -10,6 +10,7 @@ mod emulator;
 mod experts;
 mod filetests;
 mod golden;
+mod inputs;
 mod models;
 mod saved_logits;
 mod sites;

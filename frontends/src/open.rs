@@ -130,7 +130,8 @@ fn only_gguf(folder: &Path) -> Option<PathBuf> {
 
 fn open_hf(folder: &Path) -> Result<Imported, ImportError> {
     let config = read_config(&folder.join("config.json"))?;
-    let family = by_config(&folder.join("config.json"), &config)?;
+    let names = || folder::open_folder(folder).map_or_else(|_| Vec::new(), |t| t.names());
+    let family = by_config(&folder.join("config.json"), &config, names)?;
     let tensors = folder::open_folder(folder)?;
     hugging_face(folder, config, &family, tensors)
 }
@@ -138,7 +139,8 @@ fn open_hf(folder: &Path) -> Result<Imported, ImportError> {
 fn open_file(path: &Path, pickled: bool) -> Result<Imported, ImportError> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let config = read_config(&folder.join("config.json"))?;
-    let family = by_config(&folder.join("config.json"), &config)?;
+    let names = || folder::open_file(path, pickled).map_or_else(|_| Vec::new(), |t| t.names());
+    let family = by_config(&folder.join("config.json"), &config, names)?;
     // One shard of several stands for all of them.
     let tensors = folder::open_file(path, pickled)?;
     hugging_face(folder, config, &family, tensors)

@@ -162,11 +162,15 @@ def model(name, config, pack, seed, biases=False):
         json.dump(settings, f, indent=1, sort_keys=True)
     ids = torch.randint(3, 96, (2, 12))
     with torch.no_grad():
-        logits = llama(ids, use_cache=False).logits
+        raw = {}
+        hook = llama.model.layers[-1].register_forward_hook(lambda m, i, o: raw.update(last=o[0]))
+        made = llama(ids, output_hidden_states=True, use_cache=False)
+        hook.remove()
         sequence = ids[:1, :6]
         for _ in range(8):
             sequence = torch.cat([sequence, llama(sequence, use_cache=False).logits[:, -1:].argmax(-1)], 1)
-    save_file(dict(input_ids=ids, logits=logits.contiguous(), generated=sequence[0, 6:].clone()), os.path.join(folder, "expected.safetensors"))
+    logits, hidden = made.logits, list(made.hidden_states[:-1]) + [raw["last"]]
+    save_file({f"hidden.{i}": h.contiguous().clone() for i, h in enumerate(hidden)} | dict(input_ids=ids, logits=logits.contiguous(), generated=sequence[0, 6:].clone()), os.path.join(folder, "expected.safetensors"))
     print(name, "logits std", round(logits.std().item(), 3), flush=True)
 
 
@@ -213,7 +217,7 @@ def cases(old, new):
 
 
 def pickled():
-    """Files of `torch.save`, all with the same tensors; `expected.safetensors` has them as they are."""
+    """Files of `torch.save`, all with the same tensors; `tensors.safetensors` has them as they are."""
     folder = os.path.join(ROOT, "pickled")
     os.makedirs(folder, exist_ok=True)
     torch.manual_seed(9)
@@ -225,7 +229,7 @@ def pickled():
                  bool=torch.tensor([True, False, True]), transposed=base.t(), window=base[2:4, 1:7:2], row=base[3], scalar=torch.tensor(2.5),
                  empty=torch.zeros(0, 3), first=tied, second=tied, parameter=torch.nn.Parameter(torch.randn(2, 3)))
     state |= {f"module.{k}": v for k, v in module.state_dict(keep_vars=True).items()}
-    save_file({k: v.detach().contiguous().clone() for k, v in state.items()}, os.path.join(folder, "expected.safetensors"))
+    save_file({k: v.detach().contiguous().clone() for k, v in state.items()}, os.path.join(folder, "tensors.safetensors"))
     ordered = module.state_dict()
     ordered.clear()
     ordered.update(state)
@@ -236,6 +240,14 @@ def pickled():
     save(state, "protocol4.pt", pickle_protocol=4)
     save(dict(epoch=3, lr=0.1, big=2 ** 80, args=["a", None, (1, -70000)], model=ordered), "nested.pt")
     save({f"module.{k}": v for k, v in state.items()}, "distributed.pt")
+
+
+def pickled_model(golden):
+    """The golden model as `save_pretrained` wrote it before safetensors."""
+    folder = os.path.join(ROOT, "pickled-" + golden)
+    model = T.AutoModelForCausalLM.from_pretrained(os.path.join(ROOT, golden), torch_dtype="auto")
+    model.save_pretrained(folder, safe_serialization=False)
+    os.remove(os.path.join(folder, "generation_config.json"))
 
 
 if __name__ == "__main__":
@@ -251,3 +263,4 @@ if __name__ == "__main__":
           lambda w, n: gptq(w, 3, 32, True, True, scattered(w.shape[1], 32, 5) if "down" in n else None), 4)
     model("compressed-llama", ct_config(4, False, "group", 32), lambda w, n: compressed(w, 4, "group", 32, False, new), 5)
     model("compressed-8bit-llama", ct_config(8, True, "channel", None), lambda w, n: compressed(w, 8, "channel", None, True, new, torch.bfloat16), 6)
+    pickled_model("llama")

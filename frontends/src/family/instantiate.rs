@@ -9,7 +9,8 @@ use awqc_ir::{Dim, Elem, Layout, Module, Op, Region, RegionName, Stored, TensorS
 use serde_json::{Map, Value as Json};
 
 use super::env::{ConfigEnv, ModelEnv, truth};
-use super::{Condition, Family, Pattern, harmless};
+use super::nearest::nearest;
+use super::{Condition, Family, Pattern, families, harmless};
 use crate::error::{ImportError, Problems};
 use crate::quantized::{CODES, Held, PARTS, Recoded, Scheme, Unpacked};
 use crate::view::View;
@@ -64,6 +65,8 @@ pub(crate) fn instantiate(
             format!("is missing, but the checkpoint has packed weights such as `{name}`"),
         ));
     }
+    let empty = empty_biases(&view, family, &env)?;
+    names.retain(|n| !empty.contains(n));
     names.extend(packed);
     let model = ModelEnv::new(path, config, elem.unwrap_or_else(|| dominant(&view)), &names);
     let parsed = awqc_ir::parse_with(&family.template, &model);
@@ -86,9 +89,10 @@ pub(crate) fn instantiate(
     for region in &mut module.regions {
         fit.region(region);
     }
-    fit.conditional(&family.only, &module, &env)?;
+    fit.conditional(&family.only, &module, &env, &empty)?;
     fit.surplus(&module);
     if !fit.problems.is_empty() {
+        fit.problems.splice(0..0, other(family, config, &view.stored()));
         return Err(ImportError::Tensors { path: path.to_owned(), problems: Problems(fit.problems) });
     }
     let notes = notes(&fit);
@@ -97,6 +101,15 @@ pub(crate) fn instantiate(
         return Ok(Instance { module, source: Arc::new(view), notes });
     }
     Ok(Instance { module, source: Arc::new(Unpacked::new(Arc::new(view), recoded, hidden)), notes })
+}
+
+/// What is said first of tensors that would fit another family better, or this one under other names.
+fn other(family: &Family, config: &Map<String, Json>, names: &[String]) -> Option<String> {
+    let families = families().ok()?;
+    let best = nearest(&families, config, names)?;
+    let own = nearest([family], config, names).map_or(0.0, |n| n.score);
+    let better = best.family != family.name && best.score > own;
+    (better || best.renames()).then(|| best.words())
 }
 
 /// What a person should know of packed weights.
@@ -109,6 +122,25 @@ fn notes(fit: &Fit<'_>) -> Vec<String> {
         )
     });
     first.into_iter().collect()
+}
+
+/// Whether a tensor is a bias of zeros of a packed linear: some programs gave every packed linear one.
+fn is_empty_bias(view: &View, name: &str) -> bool {
+    let packed = |stem: &str| CODES.iter().any(|suffix| view.contains(&format!("{stem}{suffix}")));
+    name.strip_suffix(".bias").is_some_and(packed)
+        && view.read_f32(name).is_ok_and(|values| values.iter().all(|v| *v == 0.0))
+}
+
+/// Such biases where the configuration says that there are none.
+fn empty_biases(view: &View, family: &Family, env: &ConfigEnv<'_>) -> Result<BTreeSet<String>, ImportError> {
+    let mut out = BTreeSet::new();
+    for (pattern, condition) in &family.only {
+        if !truth(&condition.0, env)? {
+            let names = view.names().into_iter().filter(|n| pattern.matches(n).is_some() && is_empty_bias(view, n));
+            out.extend(names);
+        }
+    }
+    Ok(out)
 }
 
 fn elem_of(stored: Stored) -> Option<Elem> {
@@ -239,16 +271,13 @@ impl Fit<'_> {
         }
     }
 
-    fn packed_stem(&self, stem: &str) -> bool {
-        CODES.iter().any(|suffix| self.used.contains(&format!("{stem}{suffix}")))
-    }
-
-    /// Checks the tensors that depend on the configuration.
+    /// Checks the tensors that depend on the configuration; those of `empty` may be there in any case.
     fn conditional(
         &mut self,
         rules: &[(Pattern, Condition)],
         module: &Module,
         env: &ConfigEnv<'_>,
+        empty: &BTreeSet<String>,
     ) -> Result<(), ImportError> {
         let layers: Vec<String> = module.regions.iter().filter_map(|r| layer_number(&r.name)).collect();
         for (pattern, condition) in rules {
@@ -266,7 +295,8 @@ impl Fit<'_> {
                     }
                 }
             } else {
-                let found = self.view.names().into_iter().find(|n| pattern.matches(n).is_some());
+                let mut names = self.view.names().into_iter();
+                let found = names.find(|n| pattern.matches(n).is_some() && !empty.contains(n));
                 self.problems.extend(found.map(|n| format!("`{n}` is in the checkpoint, but {}", says(false))));
             }
         }
@@ -275,13 +305,8 @@ impl Fit<'_> {
 
     fn surplus(&mut self, module: &Module) {
         let layers = module.layers();
-        // Packed linears of some programs have biases of zeros where the model has none.
-        let zeros = |n: &String| {
-            let packed = n.strip_suffix(".bias").is_some_and(|stem| self.packed_stem(stem));
-            packed && self.view.read_f32(n).is_ok_and(|values| values.iter().all(|v| *v == 0.0))
-        };
         let extra: Vec<String> =
-            self.view.names().into_iter().filter(|n| !self.used.contains(n) && !zeros(n)).collect();
+            self.view.names().into_iter().filter(|n| !self.used.contains(n) && !is_empty_bias(self.view, n)).collect();
         let note = format!(
             "is not part of the model (of {layers} layers, by the configuration): remove it, or correct the configuration"
         );
