@@ -363,7 +363,8 @@ pub fn compilable(model: &Model, pipeline: &str) -> Result<(), Failure> {
         let message = format!("{}: IR text has no tensors to compile", model.path.display());
         return Err(Failure::new(Exit::BadInput, message).help("give a checkpoint; `awqc opt` runs passes on text"));
     }
-    let changes = |name: &str| [Profile::NAME, AwqScale::NAME, AwqClip::NAME, Quantize::NAME, Tune::NAME].contains(&name);
+    let changes =
+        |name: &str| [Profile::NAME, AwqScale::NAME, AwqClip::NAME, Quantize::NAME, Tune::NAME].contains(&name);
     let Ok(mut pipeline) = pipeline.parse::<Pipeline>() else { return Ok(()) };
     let steps = pipeline.steps.len();
     pipeline.steps.retain(|s| !changes(&s.name));
@@ -378,7 +379,9 @@ pub fn compilable(model: &Model, pipeline: &str) -> Result<(), Failure> {
                     Exit::Unsupported,
                     format!("the model is quantized already (in {})", region.name),
                 )
-                .help(format!("keep its codes with --passes \"{pipeline}\", or compile the float checkpoint that it was made from")));
+                .help(format!(
+                    "keep its codes with --passes \"{pipeline}\", or compile the float checkpoint that it was made from"
+                )));
             }
         }
     }

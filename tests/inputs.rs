@@ -36,7 +36,16 @@ fn quantized_checkpoints_keep_their_codes() {
     for name in QUANTIZED {
         let (dir, model, ids) = (scratch(), golden(name), golden(&format!("{name}/expected.safetensors")));
         let (rows, cpu) = (path(&dir, "rows"), path(&dir, "cpu"));
-        let done = awqc(&["compile", &model, "-o", &rows, "--target", "reference", "--passes", "canonicalize,dce,pack{layout=rows}"]);
+        let done = awqc(&[
+            "compile",
+            &model,
+            "-o",
+            &rows,
+            "--target",
+            "reference",
+            "--passes",
+            "canonicalize,dce,pack{layout=rows}",
+        ]);
         assert_eq!(done.code, 0, "{name}: {}", done.err);
         assert_eq!(done.err.contains("act-order"), name.contains("order"), "{name}: {}", done.err);
         let source = awqc_frontends::open(Path::new(&model)).unwrap_or_else(|e| panic!("{name}: {e}")).source;
@@ -68,7 +77,11 @@ fn quantized_checkpoints_are_not_quantized_again() {
     let (dir, model) = (scratch(), golden("gptq-llama"));
     let done = awqc(&["compile", &model, "-o", &path(&dir, "out"), "--target", "cpu-native", "-q"]);
     assert_eq!(done.code, 3, "{}", done.err);
-    assert!(done.err.contains("quantized already") && done.err.contains("--passes \"canonicalize,dce,quantize-head"), "{}", done.err);
+    assert!(
+        done.err.contains("quantized already") && done.err.contains("--passes \"canonicalize,dce,quantize-head"),
+        "{}",
+        done.err
+    );
     assert!(!done.err.contains("awq-scale"), "{}", done.err);
 }
 

@@ -36,7 +36,11 @@ pub(crate) fn open_folder(folder: &Path) -> Result<Arc<dyn TensorSource>, Import
 /// # Errors
 /// When it cannot be opened.
 pub(crate) fn open_file(path: &Path, pickled: bool) -> Result<Arc<dyn TensorSource>, ImportError> {
-    if pickled { shard_or_all::<Pickled>(path, pickle::INDEX) } else { shard_or_all::<Safetensors>(path, safetensors::INDEX) }
+    if pickled {
+        shard_or_all::<Pickled>(path, pickle::INDEX)
+    } else {
+        shard_or_all::<Safetensors>(path, safetensors::INDEX)
+    }
 }
 
 fn shard_or_all<F: Files + 'static>(path: &Path, index: &str) -> Result<Arc<dyn TensorSource>, ImportError> {
@@ -99,7 +103,11 @@ fn find(folder: &Path, index: &str, usual: &str, extensions: &[&str]) -> Result<
                 many.iter().filter_map(|p| p.file_name()).map(|n| n.to_string_lossy().into_owned()).collect();
             Err(ImportError::path(
                 folder,
-                format!("has several .{} files ({}) but no {index} that says what is where", extensions.join("/."), names.join(", ")),
+                format!(
+                    "has several .{} files ({}) but no {index} that says what is where",
+                    extensions.join("/."),
+                    names.join(", ")
+                ),
             ))
         }
     }

@@ -36,14 +36,32 @@ fn says(e: &ImportError, words: &[&str]) {
 fn an_unknown_class_is_compared_with_what_is_known() {
     let e = refused_with(&of_class("HouseBrewForCausalLM"), &llama_tensors(), &[]);
     assert!(e.is_unsupported());
-    says(&e, &["`HouseBrewForCausalLM`", "nearest family is `llama`: 12 of 12 kinds", "set `architectures` to [\"LlamaForCausalLM\"]"]);
+    says(
+        &e,
+        &[
+            "`HouseBrewForCausalLM`",
+            "nearest family is `llama`: 12 of 12 kinds",
+            "set `architectures` to [\"LlamaForCausalLM\"]",
+        ],
+    );
     assert!(!e.to_string().contains("missing") && !e.to_string().contains("surplus"), "{e}");
     // Other norms, and no gate.
     let mut tensors = renamed(|n| n.replace("input_layernorm", "norm_in"));
     tensors.retain(|n, _| !n.contains("gate"));
     let e = refused_with(&of_class("HouseBrewForCausalLM"), &tensors, &[]);
-    says(&e, &["10 of 11 kinds", "missing: `model.layers.*.input_layernorm.weight`, `model.layers.*.mlp.gate_proj.weight`", "surplus: `model.layers.*.norm_in.weight`"]);
-    let e = refused_with(&of_class("HouseBrewForCausalLM"), &Tensors::from([("a".into(), Tensor::counted("a", &[2]))]), &[]);
+    says(
+        &e,
+        &[
+            "10 of 11 kinds",
+            "missing: `model.layers.*.input_layernorm.weight`, `model.layers.*.mlp.gate_proj.weight`",
+            "surplus: `model.layers.*.norm_in.weight`",
+        ],
+    );
+    let e = refused_with(
+        &of_class("HouseBrewForCausalLM"),
+        &Tensors::from([("a".into(), Tensor::counted("a", &[2]))]),
+        &[],
+    );
     says(&e, &["No known family is near"]);
 }
 
@@ -51,7 +69,10 @@ fn an_unknown_class_is_compared_with_what_is_known() {
 fn own_code_is_never_run() {
     let e = refused_with(&of_class("HouseBrewForCausalLM"), &llama_tensors(), &["modeling_house.py", "notes.txt"]);
     assert!(e.is_unsupported());
-    says(&e, &["brings its own Python code (`modeling_house.py`)", "runs no code", "nearest family is `llama`", "arch/"]);
+    says(
+        &e,
+        &["brings its own Python code (`modeling_house.py`)", "runs no code", "nearest family is `llama`", "arch/"],
+    );
     let mut config = of_class("HouseBrewForCausalLM");
     config["auto_map"] = json!({"AutoModelForCausalLM": "modeling_house.HouseBrewForCausalLM"});
     says(&refused_with(&config, &llama_tensors(), &[]), &["(`auto_map`)"]);
@@ -61,9 +82,15 @@ fn own_code_is_never_run() {
 fn tensors_of_another_family_or_under_other_names_are_recognised() {
     let e = refused_with(&of_class("Qwen3ForCausalLM"), &llama_tensors(), &[]);
     assert!(!e.is_unsupported());
-    says(&e, &["do not fit the model", "nearest family is `llama`", "`model.layers.0.self_attn.q_norm.weight` is missing"]);
+    says(
+        &e,
+        &["do not fit the model", "nearest family is `llama`", "`model.layers.0.self_attn.q_norm.weight` is missing"],
+    );
     let e = refused_with(&llama_config(), &renamed(|n| format!("base_model.model.{n}")), &[]);
-    says(&e, &["nearest family is `llama`: 12 of 12 kinds of tensors fit it without `base_model.model.` before their names"]);
+    says(
+        &e,
+        &["nearest family is `llama`: 12 of 12 kinds of tensors fit it without `base_model.model.` before their names"],
+    );
     let e = refused_with(&llama_config(), &renamed(|n| n.replacen("model.", "", 1)), &[]);
     says(&e, &["nearest family is `llama`: 11 of 12 kinds of tensors fit it with `model.` before their names"]);
     // What is merely incomplete is said to be nothing else.

@@ -166,7 +166,13 @@ fn what_is_broken_is_an_error_that_says_so() {
         out.extend(b"t(");
         strides.iter().for_each(|d| out.extend([b'K', *d]));
         out.extend(b"t\x89}tRs.");
-        zip(&out, &writer::Tensors::from([("w".to_owned(), writer::Tensor { shape: vec![4], data: vec![1.0, 2.0, 3.0, 4.0] })]))
+        zip(
+            &out,
+            &writer::Tensors::from([(
+                "w".to_owned(),
+                writer::Tensor { shape: vec![4], data: vec![1.0, 2.0, 3.0, 4.0] },
+            )]),
+        )
     };
     assert!(error(&one(&[4], &[1])).to_string().contains("beyond its storage"));
     assert!(error(&one(&[2, 2], &[1, 2])).to_string().contains("beyond its storage"));

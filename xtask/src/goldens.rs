@@ -18,7 +18,10 @@ const PACKAGES: [&str; 3] = ["torch==2.6.0", "safetensors==0.5.3", "numpy<3"];
 /// Releases of compressed-tensors that pack in different ways, and what the first of them needs. Of the second, only one
 /// file is used.
 const PACKERS: [(&str, &[&str]); 2] = [
-    ("target/goldens-packer-old", &["compressed-tensors==0.9.4", "pydantic", "pydantic-core", "annotated-types", "typing-inspection"]),
+    (
+        "target/goldens-packer-old",
+        &["compressed-tensors==0.9.4", "pydantic", "pydantic-core", "annotated-types", "typing-inspection"],
+    ),
     ("target/goldens-packer", &["compressed-tensors==0.20.0"]),
 ];
 
@@ -35,7 +38,17 @@ pub(crate) fn goldens(dir: &str) -> Result<()> {
     }
     let python = format!("{}/bin/python", RELEASES[0].0);
     for (folder, packages) in PACKERS {
-        let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--upgrade", "--target", folder];
+        let install = [
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--upgrade",
+            "--target",
+            folder,
+        ];
         run(&python, &[&install, packages].concat())?;
     }
     run(&python, &["xtask/src/checkpoints.py", dir, PACKERS[0].0, PACKERS[1].0])

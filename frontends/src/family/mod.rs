@@ -232,7 +232,9 @@ pub(crate) fn by_config(
     }
     problem += &match nearest(&families, config, &names()) {
         Some(n) => format!(". Of what is known, {}. {}", n.words(), n.remedy()),
-        None => ". No known family is near to it: describe it in a file under arch/, or convert the checkpoint".to_owned(),
+        None => {
+            ". No known family is near to it: describe it in a file under arch/, or convert the checkpoint".to_owned()
+        }
     };
     Err(ImportError::unsupported(path, format!("{problem}. Known: {}", known.join(", "))))
 }

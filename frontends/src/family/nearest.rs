@@ -1,6 +1,7 @@
 //! Which family a checkpoint is nearest to that fits none: by the kinds of tensors that it has, numbers in their names
 //! aside, and by the keys of its configuration. For messages only: nothing is imported on a guess.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value as Json};
@@ -21,6 +22,8 @@ pub(crate) struct Nearest {
     of_keys: usize,
     missing: Vec<String>,
     surplus: Vec<String>,
+    /// Others with the same score.
+    same: Vec<String>,
 }
 
 /// What has to be done to the checkpoint's names before they fit.
@@ -48,21 +51,30 @@ pub(crate) fn nearest<'f>(
     config: &Map<String, Json>,
     names: &[String],
 ) -> Option<Nearest> {
-    let all = families.into_iter().map(|f| fit(f, config, names)).filter(|n| n.score >= 0.25);
-    // Of families with the same tensors, the one whose keys the configuration has.
-    let rank = |n: &Nearest| (n.score, n.keys as f64 / n.of_keys.max(1) as f64);
-    all.fold(None, |best, n| match best {
-        Some(b) if rank(&b) >= rank(&n) => Some(b),
-        _ => Some(n),
-    })
+    let mut all: Vec<Nearest> =
+        families.into_iter().map(|f| fit(f, config, names)).filter(|n| n.score >= ENOUGH).collect();
+    // Of families with the same tensors, the one that the configuration names, or whose keys it has.
+    let model_type = config.get("model_type").and_then(Json::as_str);
+    let rest = |n: &Nearest| (Some(n.family.as_str()) != model_type, Reverse(n.keys), n.of_keys);
+    all.sort_by(|a, b| b.score.total_cmp(&a.score).then(rest(a).cmp(&rest(b))));
+    let mut all = all.into_iter();
+    let mut best = all.next()?;
+    best.same = all.take_while(|n| n.score == best.score).map(|n| n.family).collect();
+    best.same.dedup();
+    Some(best)
 }
+
+/// The least score of a family that is worth a mention.
+const ENOUGH: f64 = 0.25;
 
 fn fit(family: &Family, config: &Map<String, Json>, names: &[String]) -> Nearest {
     let (required, optional) = kinds(&family.template);
     let known = |n: &String| required.contains(n) || optional.contains(n);
     let seen = |prefix: &Prefix| -> BTreeSet<String> {
         let named = names.iter().map(|n| alias(family, prefix.apply(&logical(n))));
-        named.filter(|n| !family.ignore.iter().any(|(p, _)| p.matches(n).is_some())).map(|n| starred(&n)).collect()
+        // What is ignored under a condition may be of use without it.
+        let ignored = |n: &String| family.ignore.iter().any(|(p, _)| p.matches(n).is_some());
+        named.filter(|n| known(&starred(n)) || !ignored(n)).map(|n| starred(&n)).collect()
     };
     let here = seen(&Prefix::Same);
     let other = prefix(&here, &required);
@@ -86,6 +98,7 @@ fn fit(family: &Family, config: &Map<String, Json>, names: &[String]) -> Nearest
         of_keys: family.keys.len(),
         missing,
         surplus,
+        same: Vec::new(),
     }
 }
 
@@ -98,13 +111,15 @@ fn logical(name: &str) -> String {
 }
 
 fn alias(family: &Family, name: String) -> String {
-    let found = family.aliases.iter().find_map(|(theirs, ours)| Some(format!("{ours}{}", name.strip_prefix(theirs.as_str())?)));
+    let found =
+        family.aliases.iter().find_map(|(theirs, ours)| Some(format!("{ours}{}", name.strip_prefix(theirs.as_str())?)));
     found.unwrap_or(name)
 }
 
 /// A name with `*` for each number.
 fn starred(name: &str) -> String {
-    let part = |p: &str| if p.bytes().all(|b| b.is_ascii_digit()) && !p.is_empty() { "*".to_owned() } else { p.to_owned() };
+    let part =
+        |p: &str| if p.bytes().all(|b| b.is_ascii_digit()) && !p.is_empty() { "*".to_owned() } else { p.to_owned() };
     name.split('.').map(part).collect::<Vec<_>>().join(".")
 }
 
@@ -113,7 +128,10 @@ fn prefix(here: &BTreeSet<String>, there: &BTreeSet<String>) -> Prefix {
     let mut counts: BTreeMap<Prefix, usize> = BTreeMap::new();
     for (mine, theirs) in here.iter().flat_map(|m| there.iter().map(move |t| (m, t))) {
         let whole = |p: &&str| p.ends_with('.') && !p.contains('*');
-        let found = match (theirs.strip_suffix(mine.as_str()).filter(whole), mine.strip_suffix(theirs.as_str()).filter(whole)) {
+        let found = match (
+            theirs.strip_suffix(mine.as_str()).filter(whole),
+            mine.strip_suffix(theirs.as_str()).filter(whole),
+        ) {
             (Some(p), _) => Prefix::Add(p.to_owned()),
             (None, Some(p)) => Prefix::Strip(p.to_owned()),
             (None, None) => continue,
@@ -131,7 +149,12 @@ fn kinds(template: &str) -> (BTreeSet<String>, BTreeSet<String>) {
     for line in template.lines() {
         let line = line.split("//").next().unwrap_or("").trim();
         if line.starts_with("layer ") || line.starts_with("region ") {
-            prefix = line.split(" from \"").nth(1).and_then(|p| p.split('"').next()).map(|p| format!("{p}.")).unwrap_or_default();
+            prefix = line
+                .split(" from \"")
+                .nth(1)
+                .and_then(|p| p.split('"').next())
+                .map(|p| format!("{p}."))
+                .unwrap_or_default();
         }
         let Some((_, of)) = line.split_once('=').filter(|_| line.starts_with('$')) else { continue };
         let parts: Vec<&str> = of.split('"').collect();
@@ -168,14 +191,15 @@ fn some(list: &[String]) -> String {
 impl Nearest {
     /// What fits and what does not, in one sentence.
     pub(crate) fn words(&self) -> String {
-        let mut out = format!(
-            "the nearest family is `{}`: {} of {} kinds of tensors fit it",
-            self.family, self.fits, self.kinds
-        );
+        let mut out =
+            format!("the nearest family is `{}`: {} of {} kinds of tensors fit it", self.family, self.fits, self.kinds);
         match &self.prefix {
             Prefix::Same => {}
             Prefix::Add(p) => out += &format!(" with `{p}` before their names"),
             Prefix::Strip(p) => out += &format!(" without `{p}` before their names"),
+        }
+        if !self.same.is_empty() {
+            out += &format!(" (as they do {})", some(&self.same));
         }
         out += &format!(", {} of its {} configuration keys are there", self.keys, self.of_keys);
         for (what, list) in [("missing", &self.missing), ("surplus", &self.surplus)] {

@@ -348,7 +348,9 @@ impl Machine {
                 Some(Value::Tensor(view)) => Value::Tensor(view.clone()),
                 Some(_) | None => return Err(wrong("a parameter")),
             },
-            Global::Storage(_) => return Err(PickleError::refused("makes a storage by calling it: only tensors are read")),
+            Global::Storage(_) => {
+                return Err(PickleError::refused("makes a storage by calling it: only tensors are read"));
+            }
         };
         self.push(value)
     }

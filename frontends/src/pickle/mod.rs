@@ -182,9 +182,7 @@ fn read(file: &DataFile, number: usize) -> Result<Vec<(String, Place)>, PickleEr
             "is a tar archive, the form of PyTorch before 0.1.10: load it with PyTorch and save it again",
         ));
     } else {
-        return Err(PickleError::refused(
-            "is no file of `torch.save`: give one, or a folder with safetensors",
-        ));
+        return Err(PickleError::refused("is no file of `torch.save`: give one, or a folder with safetensors"));
     };
     let dict = state_dict(&machine, root)?;
     let distributed = !dict.is_empty() && dict.keys().all(|name| name.starts_with("module."));
@@ -290,12 +288,7 @@ fn state_dict(machine: &Machine, root: Id) -> Result<BTreeMap<String, View>, Pic
     )))
 }
 
-fn place(
-    name: String,
-    view: View,
-    file: usize,
-    storages: &BTreeMap<String, Entry>,
-) -> Result<Place, PickleError> {
+fn place(name: String, view: View, file: usize, storages: &BTreeMap<String, Entry>) -> Result<Place, PickleError> {
     let View { storage, offset, shape, strides } = view;
     let entry = storages.get(&storage.key).ok_or_else(|| {
         PickleError::broken(format!("has no storage `{}`, which tensor `{name}` needs: download it again", storage.key))

@@ -84,10 +84,16 @@ impl Awq {
             }
             Version::GemvFast => {
                 if !rows.is_multiple_of(4) || !cols.is_multiple_of(64) {
-                    return Err(format!("`{stem}`: gemv_fast needs a multiple of 4 outputs and of 64 inputs, not {rows} and {cols}"));
+                    return Err(format!(
+                        "`{stem}`: gemv_fast needs a multiple of 4 outputs and of 64 inputs, not {rows} and {cols}"
+                    ));
                 }
                 // llm-awq's name for the same.
-                let zeros = if source.info(&m.name(".qzeros")).is_none() && m.has(".scaled_zeros") { ".scaled_zeros" } else { ".qzeros" };
+                let zeros = if source.info(&m.name(".qzeros")).is_none() && m.has(".scaled_zeros") {
+                    ".scaled_zeros"
+                } else {
+                    ".qzeros"
+                };
                 tensors[1] = m.name(zeros);
                 m.expect(".qweight", &[Stored::I16], &[rows / 4, cols])?;
                 let padded = width(m, ".scales", 0).filter(|w| *w >= groups).unwrap_or(groups);

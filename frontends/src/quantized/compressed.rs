@@ -163,7 +163,9 @@ impl Weights {
         let scales = Table { name: m.name(".weight_scale"), order: order(".weight_scale", &FLOATS)? };
         let zeros = match (quant.symmetric, m.has(".weight_zero_point")) {
             (true, false) => Zeros::Middle,
-            (true, true) => return Err(format!("`{}` is there, but the weights are symmetric", m.name(".weight_zero_point"))),
+            (true, true) => {
+                return Err(format!("`{}` is there, but the weights are symmetric", m.name(".weight_zero_point")));
+            }
             (false, _) => {
                 let name = m.name(".weight_zero_point");
                 tensors.push(name.clone());

@@ -36,11 +36,8 @@ impl Fields {
         let mut out = Vec::with_capacity(self.lines * self.len);
         for line in 0..self.lines {
             for i in 0..self.len {
-                let (w, shift) = if self.whole {
-                    (i / (32 / bits), i % (32 / bits) * bits)
-                } else {
-                    (i * bits / 32, i * bits % 32)
-                };
+                let (w, shift) =
+                    if self.whole { (i / (32 / bits), i % (32 / bits) * bits) } else { (i * bits / 32, i * bits % 32) };
                 let mut window = word(line, w) >> shift;
                 if shift + bits > 32 {
                     window |= word(line, w + 1) << (32 - shift);
@@ -95,7 +92,10 @@ pub(super) fn streams(values: &[u8], cols: usize, bits: u8) -> Vec<u8> {
 
 /// `[rows, cols]` from `[cols, rows]`.
 pub(super) fn transpose<T: Copy>(values: &[T], rows: usize, cols: usize) -> Vec<T> {
-    (0..rows).flat_map(|r| (0..cols).map(move |c| (r, c))).filter_map(|(r, c)| values.get(c * rows + r).copied()).collect()
+    (0..rows)
+        .flat_map(|r| (0..cols).map(move |c| (r, c)))
+        .filter_map(|(r, c)| values.get(c * rows + r).copied())
+        .collect()
 }
 
 #[cfg(test)]

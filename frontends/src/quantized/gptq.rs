@@ -31,7 +31,9 @@ impl Gptq {
         let less_one = match format.as_deref() {
             None | Some("gptq") => true,
             Some("gptq_v2") => false,
-            Some(other) => return Err(settings.refuse(format!("the model is quantized by `gptq` in the format `{other}`"))),
+            Some(other) => {
+                return Err(settings.refuse(format!("the model is quantized by `gptq` in the format `{other}`")));
+            }
         };
         if settings.flag("is_marlin_format")? == Some(true) {
             return Err(settings.refuse("the model is quantized by `gptq` in the format `marlin`"));
@@ -50,7 +52,9 @@ impl Gptq {
             }
         }
         let bits = settings.bits(&["bits"], &Quant::BITS)?;
-        let bits = bits.ok_or_else(|| ImportError::config(settings.path, format!("{}bits", settings.prefix), "is missing; 2, 3, 4 or 8 is needed"))?;
+        let bits = bits.ok_or_else(|| {
+            ImportError::config(settings.path, format!("{}bits", settings.prefix), "is missing; 2, 3, 4 or 8 is needed")
+        })?;
         let symmetric = settings.flag("sym")?.unwrap_or(true);
         if bits == 3 && less_one && !symmetric {
             return Err(settings.refuse(
@@ -88,9 +92,13 @@ impl Gptq {
         if quant.symmetric {
             let words = source.read(&m.name(".qzeros")).map_err(|e| e.0)?.bytes;
             let middle = middle(zeros, self.less_one);
-            if words.as_chunks::<4>().0.iter().enumerate().any(|(i, w)| {
-                !middle.iter().any(|m| m.get(i % m.len().max(1)) == Some(&u32::from_le_bytes(*w)))
-            }) {
+            if words
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .enumerate()
+                .any(|(i, w)| !middle.iter().any(|m| m.get(i % m.len().max(1)) == Some(&u32::from_le_bytes(*w))))
+            {
                 return Err(format!(
                     "`{}` holds other zero points than {}, though the settings say `sym`: set `sym` to false",
                     m.name(".qzeros"),
@@ -130,7 +138,9 @@ fn middle(fields: Fields, less_one: bool) -> Vec<Vec<u32>> {
     }
     let mut out = vec![line(middle - 1)];
     if fields.bits == 3 {
-        out.push(line(middle).into_iter().zip(THREE_BITS.into_iter().cycle()).map(|(w, c)| w.wrapping_sub(c)).collect());
+        out.push(
+            line(middle).into_iter().zip(THREE_BITS.into_iter().cycle()).map(|(w, c)| w.wrapping_sub(c)).collect(),
+        );
     }
     out
 }

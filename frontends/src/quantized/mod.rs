@@ -155,8 +155,7 @@ impl Scheme {
             Some("gptq") => Gptq::read(settings).map(Scheme::Gptq),
             Some("compressed-tensors") => Compressed::read(settings).map(Scheme::Compressed),
             Some(other) => Err(settings.refuse(format!("the model is quantized by `{other}`"))),
-            None => Err(settings
-                .refuse("the model is quantized by a method that `quantization_config` does not name")),
+            None => Err(settings.refuse("the model is quantized by a method that `quantization_config` does not name")),
         }
     }
 

@@ -75,7 +75,12 @@ impl Recoded {
     }
 
     /// One of these parts.
-    pub(super) fn part(&self, suffix: &str, info: TensorInfo, source: &dyn TensorSource) -> Result<RawTensor, TensorError> {
+    pub(super) fn part(
+        &self,
+        suffix: &str,
+        info: TensorInfo,
+        source: &dyn TensorSource,
+    ) -> Result<RawTensor, TensorError> {
         let bytes = match suffix {
             ".codes" => streams(&self.codes(source)?, self.cols, self.quant.bits),
             ".scales" => self.scales(source)?.into_iter().flat_map(f16::to_le_bytes).collect(),
@@ -121,7 +126,9 @@ impl Recoded {
             let h = f16::from_f32(s);
             if !h.is_finite() || (s != 0.0 && h.to_f32() == 0.0) {
                 let name = &self.scales.name;
-                return Err(TensorError(format!("`{name}` holds {s}; scales are kept as f16, which cannot hold it: use the float model")));
+                return Err(TensorError(format!(
+                    "`{name}` holds {s}; scales are kept as f16, which cannot hold it: use the float model"
+                )));
             }
             Ok(h)
         };
@@ -135,7 +142,9 @@ impl Recoded {
             if zero.fract() == 0.0 && zero >= 0.0 && zero <= largest as f64 {
                 return Ok(zero as u8);
             }
-            Err(TensorError(format!("`{name}` holds a zero point of {zero}; an integer from 0 to {largest} is needed: use the float model")))
+            Err(TensorError(format!(
+                "`{name}` holds a zero point of {zero}; an integer from 0 to {largest} is needed: use the float model"
+            )))
         };
         match &self.zeros {
             Zeros::Middle => Ok(Vec::new()),
@@ -166,7 +175,10 @@ impl Recoded {
                 let raw = source.read(&table.name)?;
                 let values = raw.to_i32().ok_or_else(|| TensorError(format!("`{}` holds no integers", table.name)))?;
                 let middle = 1 << (self.quant.bits - 1);
-                self.table(table, values).into_iter().map(|z| fits(&table.name, f64::from(z) + f64::from(middle))).collect()
+                self.table(table, values)
+                    .into_iter()
+                    .map(|z| fits(&table.name, f64::from(z) + f64::from(middle)))
+                    .collect()
             }
         }
     }

@@ -43,7 +43,10 @@ fn what_is_not_read_is_refused_by_name() {
         (with("format", json!("marlin-24")), "`marlin-24`"),
         (with("sparsity_config", json!({"format": "sparse-24-bitmask"})), "`sparse-24-bitmask`"),
         (with("kv_cache_scheme", json!({"num_bits": 8})), "`kv_cache_scheme`"),
-        (with("config_groups", json!({"g": {"weights": {}, "input_activations": {"num_bits": 8}}})), "`input_activations`"),
+        (
+            with("config_groups", json!({"g": {"weights": {}, "input_activations": {"num_bits": 8}}})),
+            "`input_activations`",
+        ),
     ] {
         let e = scheme(q).unwrap_err();
         assert!(e.is_unsupported() && e.to_string().contains(word), "{e}");
@@ -78,12 +81,16 @@ fn wrong_settings_are_named() {
 #[test]
 fn the_older_files_have_other_keys() {
     let q = json!({"zero_point": true, "q_group_size": 32, "w_bit": 4, "version": "GEMM"});
-    let Scheme::Awq(awq) = Scheme::read(Path::new("quant_config.json"), "", q.as_object().unwrap(), Some("awq")).unwrap() else {
+    let Scheme::Awq(awq) =
+        Scheme::read(Path::new("quant_config.json"), "", q.as_object().unwrap(), Some("awq")).unwrap()
+    else {
         panic!("not awq");
     };
     assert_eq!(awq.quant.group, awqc_ir::Group::Size(32));
     let q = json!({"bits": 4, "group_size": 64, "desc_act": false, "sym": false, "damp_percent": 0.01});
-    let Scheme::Gptq(gptq) = Scheme::read(Path::new("quantize_config.json"), "", q.as_object().unwrap(), Some("gptq")).unwrap() else {
+    let Scheme::Gptq(gptq) =
+        Scheme::read(Path::new("quantize_config.json"), "", q.as_object().unwrap(), Some("gptq")).unwrap()
+    else {
         panic!("not gptq");
     };
     assert_eq!(gptq.quant.to_string(), "u4g64");

@@ -18,7 +18,11 @@ pub(crate) struct Unpacked {
 
 impl Unpacked {
     /// `weights` by stem, and the tensors that they consist of.
-    pub(crate) fn new(inner: Arc<dyn TensorSource>, weights: BTreeMap<String, Recoded>, mut hidden: Vec<String>) -> Self {
+    pub(crate) fn new(
+        inner: Arc<dyn TensorSource>,
+        weights: BTreeMap<String, Recoded>,
+        mut hidden: Vec<String>,
+    ) -> Self {
         hidden.sort();
         Self { inner, hidden, weights }
     }
@@ -65,9 +69,7 @@ impl TensorSource for Unpacked {
         let missing = || TensorError(format!("there is no tensor `{name}` in the checkpoint"));
         match self.part(name) {
             Some((weight, ".weight")) => weight.floats(self.inner.as_ref()),
-            Some((weight, suffix)) => {
-                weight.part(suffix, self.info(name).ok_or_else(missing)?, self.inner.as_ref())
-            }
+            Some((weight, suffix)) => weight.part(suffix, self.info(name).ok_or_else(missing)?, self.inner.as_ref()),
             None if self.is_hidden(name) => Err(missing()),
             None => self.inner.read(name),
         }
