@@ -9,9 +9,13 @@ use awqc_exec::emit::{self, EmitCx, EmitError, Emitter, Existing, HfAwq, Referen
 use awqc_exec::{Control, HostExecutor};
 use awqc_frontends::Kind;
 use awqc_ir::{Group, Module, Op, Operand, Quant, Region, verify::verify};
+use awqc_passes::awq_clip::AwqClip;
+use awqc_passes::awq_scale::AwqScale;
 use awqc_passes::manager::{Manager, ManagerError, ManagerErrorKind, ModuleCx, shared_tensors};
 use awqc_passes::pipeline::{Pipeline, Step};
 use awqc_passes::profile::Profile;
+use awqc_passes::quantize::Quantize;
+use awqc_passes::tune::Tune;
 use awqc_passes::{Afterwards, ExecError, Executor, Pass, PassError, Registry, Remark, Remarks};
 use serde::Serialize;
 use serde_json::{Value as Json, json};
@@ -142,7 +146,7 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     let first = 0..tuning.as_ref().map_or(usize::MAX, |t| t.at);
     let staging = Staging::create(&request.out, request.existing).map_err(emit_failure)?;
     let model = Model::open(request.model)?;
-    compilable(&model)?;
+    compilable(&model, &pipeline)?;
     refuse_overlap(request.model, &request.out)?;
     if !request.quiet {
         model.notes.iter().for_each(|note| say(&format!("note: {note}")));
@@ -345,15 +349,23 @@ fn refuse_overlap(model: &Path, out: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A model without tensors has nothing to quantize. One whose linears are quantized already is not quantized again: the
-/// loss would be counted twice.
+/// A model without tensors has nothing to quantize. One whose linears are quantized already is not quantized again, by
+/// `pipeline`: the loss would be counted twice. Pipelines that leave weights as they are run on it.
 ///
 /// # Errors
 /// For such a model.
-pub fn compilable(model: &Model) -> Result<(), Failure> {
+pub fn compilable(model: &Model, pipeline: &str) -> Result<(), Failure> {
     if model.kind == Kind::Text {
         let message = format!("{}: IR text has no tensors to compile", model.path.display());
         return Err(Failure::new(Exit::BadInput, message).help("give a checkpoint; `awqc opt` runs passes on text"));
+    }
+    let changes =
+        |name: &str| [Profile::NAME, AwqScale::NAME, AwqClip::NAME, Quantize::NAME, Tune::NAME].contains(&name);
+    let Ok(mut pipeline) = pipeline.parse::<Pipeline>() else { return Ok(()) };
+    let steps = pipeline.steps.len();
+    pipeline.steps.retain(|s| !changes(&s.name));
+    if pipeline.steps.len() == steps {
+        return Ok(());
     }
     for region in &model.module.regions {
         for (_, node) in region.nodes() {
@@ -363,7 +375,9 @@ pub fn compilable(model: &Model) -> Result<(), Failure> {
                     Exit::Unsupported,
                     format!("the model is quantized already (in {})", region.name),
                 )
-                .help("compile the float checkpoint that it was made from"));
+                .help(format!(
+                    "keep its codes with --passes \"{pipeline}\", or compile the float checkpoint that it was made from"
+                )));
             }
         }
     }

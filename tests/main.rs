@@ -11,6 +11,7 @@ mod experts;
 mod filetests;
 mod golden;
 mod images;
+mod inputs;
 mod models;
 mod onnx;
 mod saved_logits;

@@ -8,13 +8,14 @@ use serde_json::{Map, Value as Json};
 
 use crate::artefact;
 use crate::error::ImportError;
-use crate::family::{Family, by_config, by_gguf, instantiate};
+use crate::family::{Family, Instance, by_config, by_gguf, instantiate};
 use crate::file::read_small;
 use crate::gguf::Gguf;
 use crate::onnx;
 use crate::parts::open_parts;
-use crate::quantized::Scheme;
-use crate::safetensors::{INDEX, Safetensors, open_folder};
+use crate::quantized::{self, Scheme};
+use crate::safetensors::INDEX;
+use crate::{folder, pickle};
 
 /// A model, ready for the compiler.
 pub struct Imported {
@@ -35,7 +36,7 @@ pub struct Imported {
 /// What a path leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A Hugging Face folder, or its safetensors file.
+    /// A Hugging Face folder, or a file of its tensors.
     HuggingFace,
     /// A GGUF file.
     Gguf,
@@ -100,8 +101,8 @@ const EXTRA: [&str; 12] = [
 /// Largest JSON or text file that is read: tokenizers take tens of megabytes.
 pub(crate) const MAX_TEXT: u64 = 1 << 28;
 
-/// Opens a model: a Hugging Face folder, a `.gguf` file or a folder with one, a `.safetensors` file with its
-/// `config.json`, an `.onnx` file or a folder with `model.onnx`, a compiled artefact, or an `.awqir` file.
+/// Opens a model: a Hugging Face folder, a `.safetensors`, `.bin`, `.pt` or `.pth` file with its `config.json`, a `.gguf`
+/// file or a folder with one, an `.onnx` file or a folder with `model.onnx`, a compiled artefact, or an `.awqir` file.
 ///
 /// # Errors
 /// When the path leads to none of these, a file is damaged, or the model is not known.
@@ -120,12 +121,13 @@ pub fn open(path: &Path) -> Result<Imported, ImportError> {
     }
     match path.extension().and_then(|e| e.to_str()) {
         Some("gguf") => open_gguf(path),
-        Some("safetensors") => open_file(path),
+        Some("safetensors") => open_file(path, false),
+        Some(extension) if pickle::EXTENSIONS.contains(&extension) => open_file(path, true),
         Some("onnx") => onnx::open(path),
         Some("awqir") => artefact::open_text(path),
         Some(_) | None => Err(ImportError::path(
             path,
-            "is no model: give a folder with config.json and safetensors, a .gguf, .safetensors, .onnx or .awqir file, or a compiled model's folder",
+            "is no model: give a folder with config.json and safetensors or pytorch_model.bin, a .safetensors, .bin, .pt, .pth, .gguf, .onnx or .awqir file, or a compiled model's folder",
         )),
     }
 }
@@ -145,7 +147,8 @@ fn only_gguf(folder: &Path) -> Option<PathBuf> {
 
 fn open_hf(folder: &Path) -> Result<Imported, ImportError> {
     let config = read_config(&folder.join("config.json"))?;
-    let family = by_config(&folder.join("config.json"), &config)?;
+    let names = || folder::open_folder(folder).map_or_else(|_| Vec::new(), |t| t.names());
+    let family = by_config(&folder.join("config.json"), &config, names)?;
     let mut whole = config.clone();
     if let Some(parts) = open_parts(folder, &family.parts, &mut whole)? {
         let mut imported = hugging_face(folder, whole, &family, parts.source)?;
@@ -154,24 +157,17 @@ fn open_hf(folder: &Path) -> Result<Imported, ImportError> {
         imported.files.extend(more);
         return Ok(imported);
     }
-    hugging_face(folder, config, &family, Arc::new(open_folder(folder)?))
+    hugging_face(folder, config, &family, folder::open_folder(folder)?)
 }
 
-fn open_file(path: &Path) -> Result<Imported, ImportError> {
+fn open_file(path: &Path, pickled: bool) -> Result<Imported, ImportError> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let config = read_config(&folder.join("config.json"))?;
-    let family = by_config(&folder.join("config.json"), &config)?;
+    let names = || folder::open_file(path, pickled).map_or_else(|_| Vec::new(), |t| t.names());
+    let family = by_config(&folder.join("config.json"), &config, names)?;
     // One shard of several stands for all of them.
-    let shard = Safetensors::open(path)?;
-    let index = folder.join(INDEX);
-    let tensors = if index.is_file() {
-        let all = Safetensors::open_index(&index)?;
-        let listed = all.paths().any(|p| p.file_name() == path.file_name());
-        if listed { all } else { shard }
-    } else {
-        shard
-    };
-    hugging_face(folder, config, &family, Arc::new(tensors))
+    let tensors = folder::open_file(path, pickled)?;
+    hugging_face(folder, config, &family, tensors)
 }
 
 fn hugging_face(
@@ -182,16 +178,17 @@ fn hugging_face(
 ) -> Result<Imported, ImportError> {
     let path = folder.join("config.json");
     let mut scheme = Scheme::of_config(&path, &config)?;
-    let old = folder.join("quant_config.json");
-    if scheme.is_none() && old.is_file() {
-        let settings = read_config(&old)?;
-        scheme = Some(Scheme::read(&old, "", &settings)?);
-        let mut settings = settings;
-        settings.entry("quant_method").or_insert("awq".into());
-        config.insert("quantization_config".into(), Json::Object(settings));
+    for (name, method) in quantized::FILES {
+        let old = folder.join(name);
+        if scheme.is_none() && old.is_file() {
+            let mut settings = read_config(&old)?;
+            scheme = Some(Scheme::read(&old, "", &settings, Some(method))?);
+            settings.entry("quant_method").or_insert(method.into());
+            config.insert("quantization_config".into(), Json::Object(settings));
+        }
     }
-    let (module, source) = instantiate(&path, family, &config, tensors, scheme, None)?;
-    Ok(Imported { module, source, config, files: extra_files(folder), notes: Vec::new(), kind: Kind::HuggingFace })
+    let Instance { module, source, notes } = instantiate(&path, family, &config, tensors, scheme, None)?;
+    Ok(Imported { module, source, config, files: extra_files(folder), notes, kind: Kind::HuggingFace })
 }
 
 fn open_gguf(path: &Path) -> Result<Imported, ImportError> {
@@ -199,8 +196,10 @@ fn open_gguf(path: &Path) -> Result<Imported, ImportError> {
     let family = by_gguf(path, file.architecture()?)?;
     let mapped = file.map(&family)?;
     let elem = mapped.source.elem();
-    let (module, source) = instantiate(path, &family, &mapped.config, Arc::new(mapped.source), None, Some(elem))?;
-    Ok(Imported { module, source, config: mapped.config, files: mapped.files, notes: mapped.notes, kind: Kind::Gguf })
+    let instance = instantiate(path, &family, &mapped.config, Arc::new(mapped.source), None, Some(elem))?;
+    let Instance { module, source, mut notes } = instance;
+    notes.extend(mapped.notes);
+    Ok(Imported { module, source, config: mapped.config, files: mapped.files, notes, kind: Kind::Gguf })
 }
 
 /// The files of a folder that go with the model, in a fixed order.

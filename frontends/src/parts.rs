@@ -9,8 +9,8 @@ use serde_json::{Map, Value as Json};
 
 use crate::error::ImportError;
 use crate::family::Part;
+use crate::folder::open_folder;
 use crate::open::{ExtraFile, extra_files, read_config};
-use crate::safetensors::open_folder;
 
 /// The tensors of all parts: a part's own names behind its folder's name.
 struct Parts {
@@ -77,7 +77,7 @@ pub(crate) fn open_parts(
             ));
         }
         config.insert(part.key.clone(), Json::Object(read_config(&inner.join("config.json"))?));
-        let source: Arc<dyn TensorSource> = Arc::new(open_folder(&inner)?);
+        let source: Arc<dyn TensorSource> = open_folder(&inner)?;
         of.insert(part.folder.clone(), source);
         let new = extra_files(&inner).into_iter().filter(|f| files.iter().all(|known| known.name != f.name));
         files.extend(new.collect::<Vec<_>>());

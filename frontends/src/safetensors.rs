@@ -1,7 +1,7 @@
 //! Safetensors checkpoints: one file, or shards with an index. Headers are checked before anything is believed; tensors
 //! are read one at a time at their position in the file.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -9,8 +9,9 @@ use awqc_ir::{RawTensor, Stored, TensorError, TensorInfo, TensorSource};
 use safetensors::tensor::{Dtype, TensorInfo as Entry};
 use serde::de::{Deserializer as _, Error as _, IgnoredAny, MapAccess, Visitor};
 
-use crate::error::{ImportError, Problems};
-use crate::file::{DataFile, read_small};
+use crate::error::ImportError;
+use crate::file::DataFile;
+use crate::shards::{Files, open_index};
 
 /// The index of a sharded checkpoint.
 pub const INDEX: &str = "model.safetensors.index.json";
@@ -19,7 +20,7 @@ pub const INDEX: &str = "model.safetensors.index.json";
 const MAX_HEADER: u64 = 100_000_000;
 
 /// Tensors of one or more safetensors files.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Safetensors {
     files: Vec<DataFile>,
     tensors: BTreeMap<String, Place>,
@@ -39,7 +40,7 @@ impl Safetensors {
     /// # Errors
     /// When it cannot be read or its header is wrong.
     pub fn open(path: &Path) -> Result<Self, ImportError> {
-        let mut out = Self { files: Vec::new(), tensors: BTreeMap::new() };
+        let mut out = Self::default();
         out.add(path)?;
         Ok(out)
     }
@@ -59,41 +60,27 @@ impl Safetensors {
     /// # Errors
     /// When the index is not understood, a shard or tensor is missing, or a shard's header is wrong.
     pub fn open_index(index: &Path) -> Result<Self, ImportError> {
-        let map = read_index(index)?;
-        let folder = index.parent().unwrap_or(Path::new("."));
-        let mut out = Self { files: Vec::new(), tensors: BTreeMap::new() };
-        let mut problems = Vec::new();
-        let shards: BTreeSet<&String> = map.values().collect();
-        for shard in shards {
-            let path = folder.join(shard);
-            if path.is_file() {
-                out.add(&path)?;
-            } else {
-                problems.push(format!("shard `{shard}` is missing: the index names it; download it"));
-            }
-        }
-        if problems.is_empty() {
-            for (tensor, shard) in &map {
-                match out.tensors.get(tensor) {
-                    None => problems.push(format!("tensor `{tensor}` is not in `{shard}`, where the index says it is")),
-                    Some(place) if out.files[place.file].path.file_name() != Path::new(shard).file_name() => {
-                        problems.push(format!(
-                            "tensor `{tensor}` is not in `{shard}`, where the index says it is, but in another shard"
-                        ));
-                    }
-                    Some(_) => {}
-                }
-            }
-            let extra = out.tensors.keys().filter(|t| !map.contains_key(*t));
-            problems.extend(extra.map(|t| format!("tensor `{t}` is in a shard but not in the index")));
-        }
-        if problems.is_empty() {
-            Ok(out)
-        } else {
-            Err(ImportError::Tensors { path: index.to_owned(), problems: Problems(problems) })
-        }
+        open_index(index)
     }
 
+    /// The CRC-32 of a tensor's bytes; `None` if there is no such tensor.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn crc32(&self, name: &str) -> Result<Option<u32>, ImportError> {
+        let Some((place, file)) = self.tensors.get(name).and_then(|p| Some((p, self.files.get(p.file)?))) else {
+            return Ok(None);
+        };
+        file.crc32(place.at, place.len).map(Some).map_err(|e| ImportError::io(&file.path, e))
+    }
+
+    /// The files, in order.
+    pub fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+        self.files.iter().map(|f| &f.path)
+    }
+}
+
+impl Files for Safetensors {
     fn add(&mut self, path: &Path) -> Result<(), ImportError> {
         let file = DataFile::open(path)?;
         let index = self.files.len();
@@ -102,7 +89,7 @@ impl Safetensors {
                 return Err(ImportError::unsupported(
                     path,
                     format!(
-                        "tensor `{name}` is stored as {:?}; F32, F16, BF16, F64, I32, I64 and U8 are read",
+                        "tensor `{name}` is stored as {:?}; F32, F16, BF16, F64, I64, I32, I16, I8 and U8 are read",
                         entry.dtype
                     ),
                 ));
@@ -121,20 +108,8 @@ impl Safetensors {
         Ok(())
     }
 
-    /// The CRC-32 of a tensor's bytes; `None` if there is no such tensor.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub fn crc32(&self, name: &str) -> Result<Option<u32>, ImportError> {
-        let Some((place, file)) = self.tensors.get(name).and_then(|p| Some((p, self.files.get(p.file)?))) else {
-            return Ok(None);
-        };
-        file.crc32(place.at, place.len).map(Some).map_err(|e| ImportError::io(&file.path, e))
-    }
-
-    /// The files, in order.
-    pub fn paths(&self) -> impl Iterator<Item = &PathBuf> {
-        self.files.iter().map(|f| &f.path)
+    fn file_of(&self, tensor: &str) -> Option<&Path> {
+        self.files.get(self.tensors.get(tensor)?.file).map(|f| f.path.as_path())
     }
 }
 
@@ -176,7 +151,9 @@ fn stored(dtype: Dtype) -> Option<Stored> {
         Dtype::F64 => Stored::F64,
         Dtype::I32 => Stored::I32,
         Dtype::I64 => Stored::I64,
+        Dtype::I16 => Stored::I16,
         Dtype::U8 | Dtype::BOOL => Stored::U8,
+        Dtype::I8 => Stored::I8,
         _ => return None,
     })
 }
@@ -266,72 +243,4 @@ fn parse_header(json: &[u8]) -> Result<BTreeMap<String, Entry>, serde_json::Erro
     let entries = de.deserialize_map(Header)?;
     de.end()?;
     Ok(entries)
-}
-
-/// Tensor name to shard file of an index.
-fn read_index(path: &Path) -> Result<BTreeMap<String, String>, ImportError> {
-    let bytes = read_small(path, MAX_HEADER)?;
-    let bad = |problem: &str| ImportError::malformed(path, format!("{problem}; download it again"));
-    let json: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| bad(&format!("is not JSON: {e}")))?;
-    let map = json.get("weight_map").and_then(|m| m.as_object()).ok_or_else(|| bad("has no object `weight_map`"))?;
-    let mut out = BTreeMap::new();
-    for (tensor, shard) in map {
-        let shard =
-            shard.as_str().ok_or_else(|| bad(&format!("`weight_map` gives no file name for tensor `{tensor}`")))?;
-        // A shard lies beside its index: a path that leads elsewhere is not followed.
-        if Path::new(shard).file_name() != Some(shard.as_ref()) {
-            return Err(bad(&format!(
-                "`weight_map` puts tensor `{tensor}` in `{shard}`, which is not a plain file name"
-            )));
-        }
-        out.insert(tensor.clone(), shard.to_owned());
-    }
-    Ok(out)
-}
-
-/// The safetensors of a folder: the index if there is one, otherwise `model.safetensors`, otherwise the only
-/// `.safetensors` file there is.
-///
-/// # Errors
-/// When there is none or more than one, or what there is cannot be opened.
-pub fn open_folder(folder: &Path) -> Result<Safetensors, ImportError> {
-    let index = folder.join(INDEX);
-    if index.is_file() {
-        return Safetensors::open_index(&index);
-    }
-    let single = folder.join("model.safetensors");
-    if single.is_file() {
-        return Safetensors::open(&single);
-    }
-    let entries = std::fs::read_dir(folder).map_err(|e| ImportError::io(folder, e))?;
-    let mut found: Vec<PathBuf> = Vec::new();
-    let mut pickled = false;
-    for entry in entries {
-        let path = entry.map_err(|e| ImportError::io(folder, e))?.path();
-        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("");
-        pickled |= matches!(extension, "bin" | "pt" | "pth");
-        if extension == "safetensors" {
-            found.push(path);
-        }
-    }
-    found.sort();
-    match found.as_slice() {
-        [one] => Safetensors::open(one),
-        [] if pickled => Err(ImportError::unsupported(
-            folder,
-            "has pickled weights only (.bin, .pt); save the model as safetensors (save_pretrained with safe_serialization)",
-        )),
-        [] => Err(ImportError::path(
-            folder,
-            "has no model.safetensors and no model.safetensors.index.json: it is not a model folder",
-        )),
-        many => {
-            let names: Vec<String> =
-                many.iter().filter_map(|p| p.file_name()).map(|n| n.to_string_lossy().into_owned()).collect();
-            Err(ImportError::path(
-                folder,
-                format!("has several safetensors files ({}) but no {INDEX} that says what is where", names.join(", ")),
-            ))
-        }
-    }
 }

@@ -99,9 +99,10 @@ impl TensorSource for Synthetic {
         let mut bytes = Vec::with_capacity(count * info.stored.size());
         for _ in 0..count {
             match info.stored {
-                Stored::U8 => bytes.push((random.bits() >> 56) as u8),
+                Stored::U8 | Stored::I8 => bytes.push((random.bits() >> 56) as u8),
                 Stored::I32 => bytes.extend_from_slice(&random.bits().to_le_bytes()[..4]),
                 Stored::F16 => bytes.extend_from_slice(&f16::from_f32(0.01 + 0.002 * random.unit()).to_le_bytes()),
+                Stored::I16 => bytes.extend_from_slice(&random.bits().to_le_bytes()[..2]),
                 Stored::F32 | Stored::Bf16 | Stored::F64 | Stored::I64 => {
                     let v = if info.shape.len() > 1 { spread * random.unit() } else { 1.0 + 0.1 * random.unit() };
                     bytes.extend_from_slice(&v.to_le_bytes());

@@ -26,6 +26,11 @@ impl View {
         Ok(Self { inner, names })
     }
 
+    /// The names that the tensors have in the checkpoint, without those that are hidden.
+    pub(crate) fn stored(&self) -> Vec<String> {
+        self.names.values().cloned().collect()
+    }
+
     pub(crate) fn contains(&self, name: &str) -> bool {
         self.names.contains_key(name)
     }

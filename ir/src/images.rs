@@ -89,6 +89,7 @@ impl Module {
                 | Op::Cut(_)
                 | Op::CrossSdpa(_)
                 | Op::Gate(_)
+                | Op::Foreign(_)
                 | Op::Fused(_) => {}
             }
         }

@@ -17,6 +17,10 @@ pub enum Stored {
     F64,
     /// Bytes.
     U8,
+    /// 1-byte integer.
+    I8,
+    /// 2-byte integer.
+    I16,
     /// 4-byte integer.
     I32,
     /// 8-byte integer.
@@ -27,8 +31,8 @@ impl Stored {
     /// Bytes an element.
     pub fn size(self) -> usize {
         match self {
-            Stored::U8 => 1,
-            Stored::F16 | Stored::Bf16 => 2,
+            Stored::U8 | Stored::I8 => 1,
+            Stored::F16 | Stored::Bf16 | Stored::I16 => 2,
             Stored::F32 | Stored::I32 => 4,
             Stored::F64 | Stored::I64 => 8,
         }
@@ -43,6 +47,8 @@ impl fmt::Display for Stored {
             Stored::Bf16 => "bf16",
             Stored::F64 => "f64",
             Stored::U8 => "u8",
+            Stored::I8 => "i8",
+            Stored::I16 => "i16",
             Stored::I32 => "i32",
             Stored::I64 => "i64",
         })
@@ -129,17 +135,20 @@ impl RawTensor {
             Stored::F16 => b.as_chunks::<2>().0.iter().map(|c| f16::from_le_bytes(*c).to_f32()).collect(),
             Stored::Bf16 => b.as_chunks::<2>().0.iter().map(|c| bf16::from_le_bytes(*c).to_f32()).collect(),
             Stored::F64 => b.as_chunks::<8>().0.iter().map(|c| f64::from_le_bytes(*c) as f32).collect(),
-            Stored::U8 | Stored::I32 | Stored::I64 => return None,
+            Stored::U8 | Stored::I8 | Stored::I16 | Stored::I32 | Stored::I64 => return None,
         })
     }
 
-    /// The numbers as i32; `None` if the storage is not `i32` or an `i64` does not fit.
+    /// The numbers as i32; `None` if the storage is no integer type or an `i64` does not fit.
     pub fn to_i32(&self) -> Option<Vec<i32>> {
         let b = &self.bytes;
         match self.info.stored {
             Stored::I32 => Some(b.as_chunks::<4>().0.iter().map(|c| i32::from_le_bytes(*c)).collect()),
             Stored::I64 => b.as_chunks::<8>().0.iter().map(|c| i64::from_le_bytes(*c).try_into().ok()).collect(),
-            Stored::F32 | Stored::F16 | Stored::Bf16 | Stored::F64 | Stored::U8 => None,
+            Stored::I16 => Some(b.as_chunks::<2>().0.iter().map(|c| i16::from_le_bytes(*c).into()).collect()),
+            Stored::I8 => Some(b.iter().map(|c| i32::from(*c as i8)).collect()),
+            Stored::U8 => Some(b.iter().map(|c| i32::from(*c)).collect()),
+            Stored::F32 | Stored::F16 | Stored::Bf16 | Stored::F64 => None,
         }
     }
 }

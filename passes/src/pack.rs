@@ -36,7 +36,7 @@ Chooses the physical layout of quantized weights. The numbers stay as they are; 
 # After
 `$w : u4g128@r16[out,in]`.
 # Legal when
-The weight is quantized, has no layout yet, and only linears of the region itself use it: the parameters of a fused op
+The weight is quantized, does not have the layout yet, and only linears of the region itself use it: the parameters of a fused op
 are typed by its body. Comes after every pass that changes weights.
 # Fidelity
 Exact.
@@ -58,7 +58,7 @@ The reordering of AWQ, arXiv 2306.00978, section 4.2; the order itself is that o
 
     fn run(&self, region: &mut Region, cx: &mut PassCx<'_>) -> Result<Changed, PassError> {
         let mut packed = 0;
-        for weight in packable(region) {
+        for weight in packable(region, self.layout) {
             if !cx.budget.allows() {
                 break;
             }
@@ -76,8 +76,8 @@ The reordering of AWQ, arXiv 2306.00978, section 4.2; the order itself is that o
     }
 }
 
-/// Quantized weights without a layout that nothing but linears uses, each once.
-fn packable(region: &Region) -> Vec<WeightId> {
+/// Quantized weights in no layout, or in another one as a checkpoint has them, that nothing but linears uses, each once.
+fn packable(region: &Region, layout: Layout) -> Vec<WeightId> {
     let mut out: Vec<WeightId> = Vec::new();
     let mut refused: Vec<WeightId> = Vec::new();
     for (_, node) in region.nodes() {
@@ -85,7 +85,7 @@ fn packable(region: &Region) -> Vec<WeightId> {
         for operand in &node.operands {
             let Operand::Weight(id) = operand else { continue };
             let ty = &region.weight(*id).ty;
-            if ty.elem.quant().is_none() || ty.layout.is_some() {
+            if ty.elem.quant().is_none() || ty.layout == Some(layout) {
                 continue;
             }
             match linear {

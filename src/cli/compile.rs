@@ -17,7 +17,8 @@ use crate::watch::Watch;
 /// Compile a model for a target.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The model.
+    /// The model: a folder with safetensors or `pytorch_model.bin`, a file of one, or a `.gguf` file; of floats, or quantized
+    /// already, with a pipeline that keeps its codes.
     model: PathBuf,
     /// What to compile for; see `awqc targets`.
     #[arg(long, default_value = "reference")]

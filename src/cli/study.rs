@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use awqc_ir::Quant;
+use awqc_passes::Pass;
+use awqc_passes::quantize::Quantize;
 use clap::Subcommand;
 
 use super::calibrate::CalibrationArgs;
@@ -265,7 +267,7 @@ fn open(common: &Common) -> Result<Model, Failure> {
         return Err(Failure::new(Exit::Usage, "at least one window of two tokens is needed"));
     }
     let model = Model::open(&common.model)?;
-    compilable(&model)?;
+    compilable(&model, Quantize::NAME)?;
     Ok(model)
 }
 

@@ -1,4 +1,5 @@
-//! `cargo xtask goldens`: tiny checkpoints of every family with PyTorch's outputs, made in a scratch environment.
+//! `cargo xtask goldens`: tiny checkpoints of every family with PyTorch's outputs, and of one family in every format, made in
+//! scratch environments.
 
 use anyhow::Result;
 
@@ -14,6 +15,16 @@ const RELEASES: [(&str, &str, &[&str]); 2] = [
 /// What else the outputs are computed with.
 const PACKAGES: [&str; 4] = ["torch==2.6.0", "safetensors==0.5.3", "numpy<3", "onnx==1.17.0"];
 
+/// Releases of compressed-tensors that pack in different ways, and what the first of them needs. Of the second, only one
+/// file is used.
+const PACKERS: [(&str, &[&str]); 2] = [
+    (
+        "target/goldens-packer-old",
+        &["compressed-tensors==0.9.4", "pydantic", "pydantic-core", "annotated-types", "typing-inspection"],
+    ),
+    ("target/goldens-packer", &["compressed-tensors==0.20.0"]),
+];
+
 pub(crate) fn goldens(dir: &str) -> Result<()> {
     std::fs::create_dir_all(root().join(dir))?;
     for (venv, transformers, models) in RELEASES {
@@ -28,5 +39,20 @@ pub(crate) fn goldens(dir: &str) -> Result<()> {
             run(&python, &["xtask/src/image_goldens.py", dir])?;
         }
     }
-    Ok(())
+    let python = format!("{}/bin/python", RELEASES[0].0);
+    for (folder, packages) in PACKERS {
+        let install = [
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--upgrade",
+            "--target",
+            folder,
+        ];
+        run(&python, &[&install, packages].concat())?;
+    }
+    run(&python, &["xtask/src/checkpoints.py", dir, PACKERS[0].0, PACKERS[1].0])
 }

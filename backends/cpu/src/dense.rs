@@ -25,7 +25,7 @@ impl Dense<'_> {
         match self.stored {
             Stored::F16 => convert(bytes, out, f16::from_le_bytes, |from, to| from.convert_to_f32_slice(to)),
             Stored::Bf16 => convert(bytes, out, bf16::from_le_bytes, |from, to| from.convert_to_f32_slice(to)),
-            Stored::F32 | Stored::F64 | Stored::U8 | Stored::I32 | Stored::I64 => {
+            Stored::F32 | Stored::F64 | Stored::U8 | Stored::I8 | Stored::I16 | Stored::I32 | Stored::I64 => {
                 let numbers = bytes.as_chunks::<4>().0;
                 out.iter_mut().zip(numbers).for_each(|(o, b)| *o = f32::from_le_bytes(*b));
             }

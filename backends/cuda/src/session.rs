@@ -381,7 +381,7 @@ fn upload(
         Stored::F32 => raw.bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
         Stored::F16 => raw.bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
         Stored::Bf16 => raw.bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
-        Stored::F64 | Stored::U8 | Stored::I32 | Stored::I64 => {
+        Stored::F64 | Stored::U8 | Stored::I8 | Stored::I16 | Stored::I32 | Stored::I64 => {
             return Err(CudaError::Artefact(format!("tensor `{tensor}` is no parameter: it is {}", raw.info.stored)));
         }
     };

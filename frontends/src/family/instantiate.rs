@@ -6,18 +6,27 @@ use std::path::Path;
 use std::sync::Arc;
 
 use awqc_ir::tensor::reads_as;
-use awqc_ir::{Dim, Elem, Module, Op, Region, RegionName, Stored, TensorSource, Type, WeightExpr, WeightId};
+use awqc_ir::{Dim, Elem, Layout, Module, Op, Region, RegionName, Stored, TensorSource, Type, WeightExpr, WeightId};
 use serde_json::{Map, Value as Json};
 
 use super::env::{ConfigEnv, ModelEnv, truth};
-use super::{Condition, Family, Pattern, harmless};
+use super::nearest::nearest;
+use super::{Condition, Family, Pattern, families, harmless};
 use crate::error::{ImportError, Problems};
-use crate::quantized::Scheme;
+use crate::quantized::{CODES, Held, PARTS, Recoded, Scheme, Unpacked};
 use crate::view::View;
 
-/// Fills in `family`'s template. `path` is the file that holds the configuration, for messages. Returns the module and
-/// the checkpoint under the names that the module uses. `elem` is the type of float weights; if not given, what most of
-/// them are stored as.
+/// A model of a family.
+pub(crate) struct Instance {
+    pub(crate) module: Module,
+    /// The checkpoint under the names that the module uses.
+    pub(crate) source: Arc<dyn TensorSource>,
+    /// Things that a person should know.
+    pub(crate) notes: Vec<String>,
+}
+
+/// Fills in `family`'s template. `path` is the file that holds the configuration, for messages. `elem` is the type of
+/// float weights; if not given, what most of them are stored as.
 pub(crate) fn instantiate(
     path: &Path,
     family: &Family,
@@ -25,7 +34,7 @@ pub(crate) fn instantiate(
     checkpoint: Arc<dyn TensorSource>,
     scheme: Option<Scheme>,
     elem: Option<Elem>,
-) -> Result<(Module, Arc<dyn TensorSource>), ImportError> {
+) -> Result<Instance, ImportError> {
     for rule in &family.keys {
         rule.check(path, config)?;
     }
@@ -64,15 +73,17 @@ pub(crate) fn instantiate(
     let view = View::new(checkpoint, rename)
         .map_err(|e| ImportError::Tensors { path: path.to_owned(), problems: Problems(vec![e]) })?;
     let mut names: BTreeSet<String> = view.names().into_iter().collect();
-    let packed: Vec<String> =
-        names.iter().filter_map(|n| Some(format!("{}.weight", n.strip_suffix(".qweight")?))).collect();
-    if let (None, Some(name)) = (scheme, packed.first()) {
+    let stem = |n: &String| CODES.iter().find_map(|suffix| n.strip_suffix(suffix)).map(|stem| format!("{stem}.weight"));
+    let packed: Vec<String> = names.iter().filter_map(stem).collect();
+    if let (None, Some(name)) = (&scheme, packed.first()) {
         return Err(ImportError::config(
             path,
             "quantization_config",
             format!("is missing, but the checkpoint has packed weights such as `{name}`"),
         ));
     }
+    let empty = empty_biases(&view, family, &env)?;
+    names.retain(|n| !empty.contains(n));
     names.extend(packed);
     let model = ModelEnv::new(path, config, elem.unwrap_or_else(|| dominant(&view)), &names);
     let parsed = awqc_ir::parse_with(&family.template, &model);
@@ -82,18 +93,71 @@ pub(crate) fn instantiate(
     let mut module = parsed
         .map_err(|e| ImportError::text(path, format!("the template arch/{} cannot be filled in: {e}", family.file)))?;
     let tables = module.regions.iter().flat_map(tables).collect();
-    let mut fit =
-        Fit { view: &view, scheme, used: BTreeSet::new(), problems: Vec::new(), missing: BTreeSet::new(), tables };
+    let mut fit = Fit {
+        view: &view,
+        scheme,
+        used: BTreeSet::new(),
+        recoded: BTreeMap::new(),
+        hidden: Vec::new(),
+        problems: Vec::new(),
+        missing: BTreeSet::new(),
+        tables,
+    };
     for region in &mut module.regions {
         fit.region(region);
     }
-    fit.conditional(&family.only, &module, &env)?;
+    fit.conditional(&family.only, &module, &env, &empty)?;
     fit.surplus(&module);
-    if fit.problems.is_empty() {
-        Ok((module, Arc::new(view)))
-    } else {
-        Err(ImportError::Tensors { path: path.to_owned(), problems: Problems(fit.problems) })
+    if !fit.problems.is_empty() {
+        fit.problems.splice(0..0, other(family, config, &view.stored()));
+        return Err(ImportError::Tensors { path: path.to_owned(), problems: Problems(fit.problems) });
     }
+    let notes = notes(&fit);
+    let Fit { recoded, hidden, .. } = fit;
+    if recoded.is_empty() {
+        return Ok(Instance { module, source: Arc::new(view), notes });
+    }
+    Ok(Instance { module, source: Arc::new(Unpacked::new(Arc::new(view), recoded, hidden)), notes })
+}
+
+/// What is said first of tensors that would fit another family better, or this one under other names.
+fn other(family: &Family, config: &Map<String, Json>, names: &[String]) -> Option<String> {
+    let families = families().ok()?;
+    let best = nearest(&families, config, names)?;
+    let own = nearest([family], config, names).map_or(0.0, |n| n.score);
+    let better = best.family != family.name && best.score > own;
+    (better || best.renames()).then(|| best.words())
+}
+
+/// What a person should know of packed weights.
+fn notes(fit: &Fit<'_>) -> Vec<String> {
+    let scattered: Vec<&String> = fit.recoded.iter().filter(|(_, w)| w.scattered.is_some()).map(|(s, _)| s).collect();
+    let first = scattered.first().map(|first| {
+        format!(
+            "{} packed weights, such as `{first}`, share scales among columns that are no neighbours (act-order): they are read as float values, not as codes",
+            scattered.len()
+        )
+    });
+    first.into_iter().collect()
+}
+
+/// Whether a tensor is a bias of zeros of a packed linear: some programs gave every packed linear one.
+fn is_empty_bias(view: &View, name: &str) -> bool {
+    let packed = |stem: &str| CODES.iter().any(|suffix| view.contains(&format!("{stem}{suffix}")));
+    name.strip_suffix(".bias").is_some_and(packed)
+        && view.read_f32(name).is_ok_and(|values| values.iter().all(|v| *v == 0.0))
+}
+
+/// Such biases where the configuration says that there are none.
+fn empty_biases(view: &View, family: &Family, env: &ConfigEnv<'_>) -> Result<BTreeSet<String>, ImportError> {
+    let mut out = BTreeSet::new();
+    for (pattern, condition) in &family.only {
+        if !truth(&condition.0, env)? {
+            let names = view.names().into_iter().filter(|n| pattern.matches(n).is_some() && is_empty_bias(view, n));
+            out.extend(names);
+        }
+    }
+    Ok(out)
 }
 
 fn elem_of(stored: Stored) -> Option<Elem> {
@@ -101,7 +165,7 @@ fn elem_of(stored: Stored) -> Option<Elem> {
         Stored::F32 | Stored::F64 => Some(Elem::F32),
         Stored::F16 => Some(Elem::F16),
         Stored::Bf16 => Some(Elem::Bf16),
-        Stored::U8 | Stored::I32 | Stored::I64 => None,
+        Stored::U8 | Stored::I8 | Stored::I16 | Stored::I32 | Stored::I64 => None,
     }
 }
 
@@ -123,6 +187,10 @@ struct Fit<'a> {
     view: &'a View,
     scheme: Option<Scheme>,
     used: BTreeSet<String>,
+    /// Packed weights in no layout of the language, by stem.
+    recoded: BTreeMap<String, Recoded>,
+    /// The tensors that these consist of.
+    hidden: Vec<String>,
     missing: BTreeSet<String>,
     /// Tensors that some region looks rows up in: they have one type wherever they are used.
     tables: BTreeSet<String>,
@@ -147,22 +215,52 @@ impl Fit<'_> {
             let relative = relative.clone();
             let name = region.tensor_name(&relative);
             let ty = region.weight(id).ty.clone();
-            if let (Some(scheme), Some(stem)) = (self.scheme, Scheme::stem(&name, |n| self.view.contains(n))) {
-                self.used.extend(Scheme::parts(stem));
-                match scheme.packed_type(stem, &ty, self.view) {
-                    Err(problems) => self.problems.extend(problems),
-                    Ok(_) if !is_linear(region, id) => {
-                        self.problems.push(format!("`{stem}` is packed, but only the weight of a linear can be"))
-                    }
-                    Ok(packed) => {
-                        let tensor = relative.strip_suffix(".weight").unwrap_or(&relative).into();
-                        region.set_weight(id, WeightExpr::Packed { tensor, layout: awqc_ir::Layout::AwqGemm }, packed);
-                    }
-                }
+            if let Some(stem) = self.scheme.as_ref().and_then(|s| s.stem(&name, |n| self.view.contains(n))) {
+                self.packed(region, id, stem, &relative, &closure);
                 continue;
             }
             self.used.insert(name.clone());
             self.float(region, id, &name, &ty, &closure);
+        }
+    }
+
+    /// A weight that is stored in packed parts.
+    fn packed(&mut self, region: &mut Region, id: WeightId, stem: &str, relative: &str, closure: &[WeightId]) {
+        let Some(scheme) = self.scheme.clone() else { return };
+        // Weights that a family stores transposed are packed as linears have them.
+        let (id, ty) = match transposed(region, id) {
+            Some(parent) => (parent, region.weight(parent).ty.clone()),
+            None => (id, region.weight(id).ty.clone()),
+        };
+        let packed = match scheme.packed(stem, &ty, self.view) {
+            Ok(packed) => packed,
+            Err(problem) => {
+                // Its parts are there: they are wrong, not surplus.
+                self.used.extend(PARTS.iter().map(|suffix| format!("{stem}{suffix}")));
+                self.problems.push(problem);
+                return;
+            }
+        };
+        let quantized = packed.ty(&ty);
+        self.used.extend(packed.tensors.iter().cloned());
+        if !is_linear(region, id) {
+            self.problems.push(format!("`{stem}` is packed, but only the weight of a linear can be"));
+            return;
+        }
+        match &quantized {
+            Some(ty) => {
+                let tensor = relative.strip_suffix(".weight").unwrap_or(relative).into();
+                let layout = ty.layout.unwrap_or(Layout::Rows);
+                region.set_weight(id, WeightExpr::Packed { tensor, layout }, ty.clone());
+            }
+            None => {
+                region.set_weight(id, WeightExpr::Source(relative.into()), ty);
+                retype(region, id, Elem::F32, closure);
+            }
+        }
+        if let Held::Recoded(weight) = packed.held {
+            self.hidden.extend(packed.tensors);
+            self.recoded.insert(stem.to_owned(), weight);
         }
     }
 
@@ -190,12 +288,13 @@ impl Fit<'_> {
         }
     }
 
-    /// Checks the tensors that depend on the configuration.
+    /// Checks the tensors that depend on the configuration; those of `empty` may be there in any case.
     fn conditional(
         &mut self,
         rules: &[(Pattern, Condition)],
         module: &Module,
         env: &ConfigEnv<'_>,
+        empty: &BTreeSet<String>,
     ) -> Result<(), ImportError> {
         let layers: Vec<String> = module.regions.iter().filter_map(|r| layer_number(&r.name)).collect();
         for (pattern, condition) in rules {
@@ -213,7 +312,8 @@ impl Fit<'_> {
                     }
                 }
             } else {
-                let found = self.view.names().into_iter().find(|n| pattern.matches(n).is_some());
+                let mut names = self.view.names().into_iter();
+                let found = names.find(|n| pattern.matches(n).is_some() && !empty.contains(n));
                 self.problems.extend(found.map(|n| format!("`{n}` is in the checkpoint, but {}", says(false))));
             }
         }
@@ -222,12 +322,21 @@ impl Fit<'_> {
 
     fn surplus(&mut self, module: &Module) {
         let layers = module.layers();
-        let extra: Vec<String> = self.view.names().into_iter().filter(|n| !self.used.contains(n)).collect();
+        let extra: Vec<String> =
+            self.view.names().into_iter().filter(|n| !self.used.contains(n) && !is_empty_bias(self.view, n)).collect();
         let note = format!(
             "is not part of the model (of {layers} layers, by the configuration): remove it, or correct the configuration"
         );
         self.problems.extend(extra.into_iter().map(|n| format!("`{n}` {note}")));
     }
+}
+
+/// The transposition of a weight, if that is all that it is used for.
+fn transposed(region: &Region, id: WeightId) -> Option<WeightId> {
+    let mut parents = region.weight_ids().filter(|w| region.weight(*w).expr.children().contains(&id));
+    let parent = parents.next().filter(|p| matches!(region.weight(*p).expr, WeightExpr::Transpose(_)))?;
+    let mut operands = region.nodes().flat_map(|(_, n)| n.operands.iter().filter_map(|o| o.weight()));
+    (parents.next().is_none() && operands.all(|w| w != id)).then_some(parent)
 }
 
 fn layer_number(name: &RegionName) -> Option<String> {

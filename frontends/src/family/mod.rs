@@ -5,11 +5,12 @@ pub(crate) mod env;
 pub mod gguf;
 mod harmless;
 mod instantiate;
+mod nearest;
 mod parse;
 mod pattern;
 mod rope;
 
-pub(crate) use instantiate::instantiate;
+pub(crate) use instantiate::{Instance, instantiate};
 pub use pattern::Pattern;
 
 use std::path::Path;
@@ -20,6 +21,7 @@ use crate::arch::FILES;
 use crate::error::ImportError;
 use env::{ConfigEnv, truth};
 use gguf::GgufSection;
+use nearest::nearest;
 
 /// What is known of a family, for lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -188,11 +190,16 @@ pub fn archs() -> Vec<ArchInfo> {
     families.map(info).collect()
 }
 
-/// The family of a configuration: by class, or by model type where the configuration names no class.
+/// The family of a configuration: by class, or by model type where the configuration names no class. `names` gives the
+/// checkpoint's tensors, for what is said where no family is found.
 ///
 /// # Errors
 /// When the configuration names neither, or the family is not known.
-pub(crate) fn by_config(path: &Path, config: &Map<String, Json>) -> Result<Family, ImportError> {
+pub(crate) fn by_config(
+    path: &Path,
+    config: &Map<String, Json>,
+    names: impl FnOnce() -> Vec<String>,
+) -> Result<Family, ImportError> {
     let class = match config.get("architectures") {
         None | Some(Json::Null) => None,
         Some(Json::Array(list)) => match list.first().map(|c| (c, c.as_str())) {
@@ -227,29 +234,38 @@ pub(crate) fn by_config(path: &Path, config: &Map<String, Json>) -> Result<Famil
             return Ok(family.clone());
         }
     }
-    let mut known: Vec<&str> = families.iter().flat_map(|f| &f.classes).map(String::as_str).collect();
-    known.sort_unstable();
-    known.dedup();
-    // Code that comes with a checkpoint is never run.
-    let own_code = config.get("auto_map").is_some_and(|v| !v.is_null());
-    Err(match (class, model_type) {
-        (None, None) => ImportError::config(
+    let Some(name) = class.or(model_type) else {
+        return Err(ImportError::config(
             path,
             "architectures",
             "is missing, and so is `model_type`: the model's family is not known",
-        ),
-        (Some(name), _) | (None, Some(name)) => ImportError::unsupported(
-            path,
-            match own_code {
-                false => format!("the model is a `{name}`, which is not known; known: {}", known.join(", ")),
-                true => format!(
-                    "the model is a `{name}`, which brings its own Python code (`auto_map`); this program runs no code of checkpoints. \
-                     Describe the family in a file under arch/, or convert the checkpoint to one of the known: {}",
-                    known.join(", ")
-                ),
-            },
-        ),
-    })
+        ));
+    };
+    let mut known: Vec<&str> = families.iter().flat_map(|f| &f.classes).map(String::as_str).collect();
+    known.sort_unstable();
+    known.dedup();
+    let mut problem = format!("the model is a `{name}`, which is not known");
+    if let Some(code) = own_code(path, config) {
+        problem += &format!(" and brings its own Python code ({code}); this program runs no code of checkpoints");
+    }
+    problem += &match nearest(&families, config, &names()) {
+        Some(n) => format!(". Of what is known, {}. {}", n.words(), n.remedy()),
+        None => {
+            ". No known family is near to it: describe it in a file under arch/, or convert the checkpoint".to_owned()
+        }
+    };
+    Err(ImportError::unsupported(path, format!("{problem}. Known: {}", known.join(", "))))
+}
+
+/// What says that a checkpoint comes with code to be run.
+fn own_code(path: &Path, config: &Map<String, Json>) -> Option<String> {
+    if config.get("auto_map").is_some_and(|v| !v.is_null()) {
+        return Some("`auto_map`".to_owned());
+    }
+    let files = std::fs::read_dir(path.parent()?).ok()?.flatten().map(|e| e.file_name().to_string_lossy().into_owned());
+    let mut files: Vec<String> = files.filter(|n| n.ends_with(".py")).collect();
+    files.sort();
+    files.first().map(|n| format!("`{n}`"))
 }
 
 /// The family of a GGUF file.

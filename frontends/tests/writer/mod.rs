@@ -250,3 +250,54 @@ pub fn llama_gguf() -> Gguf {
         .set("tokenizer.chat_template", Meta::Str("{{ messages }}".into()));
     g
 }
+
+/// The pickle that `torch.save` writes for a dict of f32 tensors, each with a storage of its own: `0`, `1`, …
+pub fn pickle(tensors: &Tensors) -> Vec<u8> {
+    let text = |out: &mut Vec<u8>, s: &str| {
+        out.push(b'X');
+        out.extend((s.len() as u32).to_le_bytes());
+        out.extend(s.bytes());
+    };
+    let int = |out: &mut Vec<u8>, n: usize| {
+        out.push(b'J');
+        out.extend((n as u32).to_le_bytes());
+    };
+    let mut out = b"\x80\x02}(".to_vec();
+    for (i, (name, t)) in tensors.iter().enumerate() {
+        text(&mut out, name);
+        out.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
+        text(&mut out, "storage");
+        out.extend(b"ctorch\nFloatStorage\n");
+        text(&mut out, &i.to_string());
+        text(&mut out, "cpu");
+        int(&mut out, t.shape.iter().product());
+        out.extend(b"tQK\x00(");
+        t.shape.iter().for_each(|d| int(&mut out, *d));
+        out.extend(b"t(");
+        (0..t.shape.len()).for_each(|axis| int(&mut out, t.shape[axis + 1..].iter().product()));
+        out.extend(b"t\x89ccollections\nOrderedDict\n)RtR");
+    }
+    out.extend(b"u.");
+    out
+}
+
+/// A zip archive of a pickle and the storages of these tensors, with nothing compressed.
+pub fn zip(pickle: &[u8], tensors: &Tensors) -> Vec<u8> {
+    let bytes = |t: &Tensor| t.data.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    let storages = tensors.values().enumerate().map(|(i, t)| (format!("x/data/{i}"), bytes(t)));
+    let entries: Vec<(String, Vec<u8>)> =
+        std::iter::once(("x/data.pkl".to_owned(), pickle.to_vec())).chain(storages).collect();
+    let (mut out, mut directory) = (Vec::new(), Vec::new());
+    for (name, data) in &entries {
+        let crc = crc32fast::hash(data).to_le_bytes();
+        let (len, at) = ((data.len() as u32).to_le_bytes(), (out.len() as u32).to_le_bytes());
+        let sizes = [&crc[..], &len, &len, &(name.len() as u16).to_le_bytes(), &[0, 0]].concat();
+        out.extend([&b"PK\x03\x04\x14\0\0\0\0\0\0\0\0\0"[..], &sizes, name.as_bytes(), data].concat());
+        let rest = [&sizes[..], &[0; 10], &at, name.as_bytes()].concat();
+        directory.extend([&b"PK\x01\x02\x14\0\x14\0\0\0\0\0\0\0\0\0"[..], &rest].concat());
+    }
+    let count = (entries.len() as u16).to_le_bytes();
+    let (size, at) = ((directory.len() as u32).to_le_bytes(), (out.len() as u32).to_le_bytes());
+    out.extend([&directory[..], b"PK\x05\x06\0\0\0\0", &count, &count, &size, &at, &[0, 0]].concat());
+    out
+}

@@ -37,7 +37,7 @@ fn bytes<'a>(region: &Region, id: WeightId, source: &'a dyn TensorSource) -> Opt
     let stored = source.info(&name)?.stored;
     match stored {
         Stored::F32 | Stored::F16 | Stored::Bf16 => Some((Cow::Borrowed(source.mapped(&name)?), stored)),
-        Stored::F64 | Stored::U8 | Stored::I32 | Stored::I64 => None,
+        Stored::F64 | Stored::U8 | Stored::I8 | Stored::I16 | Stored::I32 | Stored::I64 => None,
     }
 }
 

@@ -100,7 +100,7 @@ impl<'a> Constants<'a> {
             Some(Stored::F32) => Float::F32,
             Some(Stored::F16) => Float::F16,
             Some(Stored::Bf16) => Float::Bf16,
-            Some(Stored::F64 | Stored::U8 | Stored::I32 | Stored::I64) | None => {
+            Some(Stored::F64 | Stored::U8 | Stored::I8 | Stored::I16 | Stored::I32 | Stored::I64) | None => {
                 return Err(CudaError::Unsupported(format!("tensor `{name}` is not stored as f32, f16 or bf16")));
             }
         };

@@ -144,6 +144,8 @@ fn dtype(stored: Stored) -> &'static str {
         Stored::Bf16 => "BF16",
         Stored::F64 => "F64",
         Stored::U8 => "U8",
+        Stored::I8 => "I8",
+        Stored::I16 => "I16",
         Stored::I32 => "I32",
         Stored::I64 => "I64",
     }

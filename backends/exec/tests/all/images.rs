@@ -4,7 +4,7 @@ use awqc_exec::interp::ops::{image, memory, rows};
 use awqc_exec::{Host, HostExecutor, Logits, Session, Val, interp::upload};
 use awqc_ir::op::{Count, CrossSdpa, Cut, Merge, Patches, Place};
 use awqc_ir::{Module, RegionName, verify};
-use awqc_passes::{ExecError, Executor, Tensor};
+use awqc_passes::{Afterwards, ExecError, Executor, Tensor};
 use burn_backend::tensor::{FloatTensor, IntTensor};
 
 use crate::support::{Random, diff, module, weights, windows};
@@ -285,7 +285,7 @@ fn calibration_on_text_passes_the_eye_by() {
     let mut exec = HostExecutor::new(std::sync::Arc::new(weights(&m))).with_calibration(&text).unwrap();
     for region in &m.regions {
         let inputs: Vec<_> = region.value_params().filter(|v| region.value(*v).ty.elem.is_float()).collect();
-        let stats = exec.profile(region, &m.fused, &inputs[..1]).unwrap();
+        let stats = exec.profile(region, &m.fused, &inputs[..1], Afterwards::Exit).unwrap();
         let seen = if region.name.is_layer() || region.name == RegionName::Named("head".into()) { 21 } else { 0 };
         assert_eq!(stats[0].tokens, seen, "{}", region.name);
         // Passes are checked on made-up images where there are none.
