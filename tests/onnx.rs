@@ -13,7 +13,7 @@ use awqc::passes::analysis::gauge;
 use awqc::passes::manager::shared_tensors;
 
 use crate::cli::{awqc, compile, golden, json, path, scratch};
-use crate::models::{Expected, folders, largest_difference, name};
+use crate::models::{Expected, folders, largest_difference};
 
 /// Every exported file, with the folder of its golden.
 fn files() -> Vec<(PathBuf, PathBuf)> {

@@ -228,7 +228,7 @@ pub(super) fn apply(node: &Node, inputs: &[Option<&Numbers>]) -> Result<Option<V
             let run: usize = of.shape[a + 1..].iter().product::<usize>().max(1);
             let mut out = of.clone();
             for i in 0..out.data.len() {
-                if i / run % of.shape[a] > 0 {
+                if !(i / run).is_multiple_of(of.shape[a]) {
                     out.data[i] += out.data[i - run];
                 }
             }
@@ -291,8 +291,10 @@ fn unary(op: &str) -> Option<fn(f64) -> f64> {
     })
 }
 
-/// Ops of two operands, and whether they answer a question.
-fn binary(op: &str) -> Option<(fn(f64, f64) -> f64, bool)> {
+/// A function of two numbers, and whether it answers a question.
+type Binary = (fn(f64, f64) -> f64, bool);
+
+fn binary(op: &str) -> Option<Binary> {
     Some(match op {
         "Add" => (|a, b| a + b, false),
         "Sub" => (|a, b| a - b, false),

@@ -2,15 +2,19 @@
 //! is read here is one region of such ops ([`awqc_ir::op::Foreign`]), in which positions, masks and the shapes of heads
 //! have been worked out. Norms, rotations and attention are recognised in it by rewrites, which are not this crate's.
 
+mod channels;
 mod evaluate;
 mod facts;
 mod import;
 mod numbers;
+mod pairs;
+mod products;
 mod proto;
 mod slices;
 mod source;
 mod values;
 mod view;
+mod weights;
 mod wire;
 
 use std::collections::BTreeMap;
