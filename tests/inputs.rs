@@ -8,12 +8,13 @@ use safetensors::SafeTensors;
 
 use crate::cli::{awqc, golden, json, path, scratch};
 
-const QUANTIZED: [&str; 7] = [
+const QUANTIZED: [&str; 8] = [
     "awq-gemm-llama",
     "awq-gemv-llama",
     "awq-gemv-fast-llama",
     "gptq-llama",
     "gptq-v2-order-llama",
+    "gptq-gpt2",
     "compressed-llama",
     "compressed-8bit-llama",
 ];

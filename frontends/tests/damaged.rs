@@ -133,6 +133,30 @@ proptest! {
     }
 
     #[test]
+    fn no_quantized_checkpoint_panics(
+        from in prop::sample::select(vec!["awq-gemv-llama", "awq-gemv-fast-llama", "gptq-v2-order-llama", "compressed-llama"]),
+        damage in prop::option::of(damage()), key in prop::sample::select(vec![
+            "bits", "group_size", "version", "sym", "desc_act", "checkpoint_format", "dynamic", "format", "config_groups", "quant_method",
+        ]), value in prop::sample::select(vec![
+            json!(null), json!(0), json!(-1), json!(1), json!(2), json!(3), json!(8), json!(64), json!(u64::MAX), json!(""), json!("gemv"), json!("gptq"),
+            json!([]), json!({}), json!({"g": 1}), json!({"g": {"weights": {"num_bits": 3}}}), json!({"g": {"weights": {"num_bits": 2, "group_size": 7}}}),
+            json!(true), json!(false),
+        ]),
+    ) {
+        let dir = TempDir::new().unwrap();
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(from);
+        let mut config: serde_json::Value = serde_json::from_slice(&fs::read(from.join("config.json")).unwrap()).unwrap();
+        let mut bytes = fs::read(from.join("model.safetensors")).unwrap();
+        match damage {
+            Some(damage) => damage.apply(&mut bytes, 6000),
+            None => config["quantization_config"][key] = value,
+        }
+        fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        fs::write(dir.path().join("model.safetensors"), bytes).unwrap();
+        exercise(dir.path());
+    }
+
+    #[test]
     fn no_gguf_file_panics(damage in damage()) {
         let dir = TempDir::new().unwrap();
         let mut bytes = llama_gguf().bytes();

@@ -86,6 +86,39 @@ fn a_folder_a_file_and_shards_open() {
 }
 
 #[test]
+fn directories_of_large_archives_are_read() {
+    // The last record says nothing, a record of 64-bit numbers does; the first entry's size is in an extra field.
+    let tensors = llama_tensors();
+    let small = zip(&pickle(&tensors), &tensors);
+    let (body, end) = small.split_at(small.len() - 22);
+    let number = |at: usize| u64::from(u32::from_le_bytes(*end[at..].first_chunk().unwrap()));
+    let (size, start) = (number(12), number(16));
+    let (data, directory) = body.split_at(start as usize);
+    let mut directory = directory.to_vec();
+    let (len, name) = (directory[24..28].to_vec(), usize::from(directory[28]));
+    directory[20..28].fill(0xff);
+    directory[30] = 20;
+    let extra = [&[1, 0, 16, 0][..], &len, &[0; 4], &len, &[0; 4]].concat();
+    directory.splice(46 + name..46 + name, extra);
+    let record = [&b"PK\x06\x06"[..], &[0; 36], &(size + 20).to_le_bytes(), &start.to_le_bytes()].concat();
+    let at = (data.len() + directory.len()) as u64;
+    let locator = [&b"PK\x06\x07\0\0\0\0"[..], &at.to_le_bytes(), &[1, 0, 0, 0]].concat();
+    let end = [&end[..8], &[0xff; 12], &[0, 0]].concat();
+    let large = [data, &directory, &record, &locator, &end].concat();
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("x.bin");
+    fs::write(&path, &large).unwrap();
+    let source = Pickled::open(&path).unwrap();
+    for (name, t) in &tensors {
+        assert_eq!(source.read_f32(name).unwrap(), t.data, "{name}");
+    }
+    // A locator that leads nowhere.
+    let lost = [data, &directory, &record, &locator[..8], &[0xff; 8], &locator[16..], &end].concat();
+    assert!(error(&lost).to_string().contains("too early"));
+    assert!(error(&[data, &directory, &[0; 20], &end].concat()).to_string().contains("nothing points to"));
+}
+
+#[test]
 fn code_is_refused_by_name() {
     // What an attack looks like: a call of os.system with a command.
     let proof = TempDir::new().unwrap();

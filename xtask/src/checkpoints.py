@@ -14,6 +14,7 @@ torch.set_num_threads(1)
 ROOT, OLD, NEW = sys.argv[1:4]
 LLAMA = dict(vocab_size=96, bos_token_id=1, eos_token_id=2, pad_token_id=0, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
              num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64)
+GPT2 = dict(vocab_size=96, bos_token_id=1, eos_token_id=2, n_embd=32, n_inner=64, n_layer=2, n_head=4, n_positions=32)
 
 
 def codes_of(w, bits, group, sym, g_idx=None):
@@ -138,17 +139,20 @@ def gptq_config(bits, group, sym, desc_act, v2):
                 checkpoint_format="gptq_v2" if v2 else "gptq", pack_dtype="int32")
 
 
-def model(name, config, pack, seed, biases=False):
-    """A folder of the model with every linear of its layers packed, and its outputs with the numbers that this stands for."""
+def model(name, config, pack, seed, biases=False, gpt2=False):
+    """A folder of the model with every linear of its layers packed, and its outputs with the numbers that this stands for.
+
+    The linears of GPT-2 are [in, out] as floats, and packed as any other."""
     torch.manual_seed(seed)
-    llama = T.AutoModelForCausalLM.from_config(T.LlamaConfig(**LLAMA), attn_implementation="eager").eval()
+    made = T.GPT2Config(**GPT2) if gpt2 else T.LlamaConfig(**LLAMA)
+    llama = T.AutoModelForCausalLM.from_config(made, attn_implementation="eager").eval()
     tensors = {}
     with torch.no_grad():
         for n, p in llama.named_parameters():
             p.copy_((torch.randn_like(p) * (0.2 if p.dim() == 1 else 1.5 / p.shape[-1] ** 0.5) + (p.dim() == 1)).half().float())
-            if ".layers." in n and p.dim() == 2:
-                parts, (_, _, _, exact) = pack(p.data.clone(), n)
-                p.copy_(exact)
+            if (".layers." in n or ".h." in n) and p.dim() == 2:
+                parts, (_, _, _, exact) = pack((p.t() if gpt2 else p).data.clone(), n)
+                p.copy_(exact.t() if gpt2 else exact)
                 tensors |= {n.removesuffix("weight") + k: v for k, v in parts.items()}
                 if biases:
                     tensors[n.removesuffix("weight") + "bias"] = torch.zeros(p.shape[0], dtype=torch.float16)
@@ -157,13 +161,13 @@ def model(name, config, pack, seed, biases=False):
     folder = os.path.join(ROOT, name)
     os.makedirs(folder, exist_ok=True)
     save_file({k: v.contiguous() for k, v in tensors.items()}, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
-    settings = llama.config.to_dict() | dict(architectures=["LlamaForCausalLM"], torch_dtype="float16", quantization_config=config)
+    settings = llama.config.to_dict() | dict(architectures=[type(llama).__name__], torch_dtype="float16", quantization_config=config)
     with open(os.path.join(folder, "config.json"), "w") as f:
         json.dump(settings, f, indent=1, sort_keys=True)
     ids = torch.randint(3, 96, (2, 12))
     with torch.no_grad():
         raw = {}
-        hook = llama.model.layers[-1].register_forward_hook(lambda m, i, o: raw.update(last=o[0]))
+        hook = (llama.transformer.h if gpt2 else llama.model.layers)[-1].register_forward_hook(lambda m, i, o: raw.update(last=o[0]))
         made = llama(ids, output_hidden_states=True, use_cache=False)
         hook.remove()
         sequence = ids[:1, :6]
@@ -263,4 +267,5 @@ if __name__ == "__main__":
           lambda w, n: gptq(w, 3, 32, True, True, scattered(w.shape[1], 32, 5) if "down" in n else None), 4)
     model("compressed-llama", ct_config(4, False, "group", 32), lambda w, n: compressed(w, 4, "group", 32, False, new), 5)
     model("compressed-8bit-llama", ct_config(8, True, "channel", None), lambda w, n: compressed(w, 8, "channel", None, True, new, torch.bfloat16), 6)
+    model("gptq-gpt2", gptq_config(4, 16, True, True, False), lambda w, n: gptq(w, 4, 16, True, False), 8, gpt2=True)
     pickled_model("llama")

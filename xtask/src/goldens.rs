@@ -20,7 +20,13 @@ const PACKAGES: [&str; 4] = ["torch==2.6.0", "safetensors==0.5.3", "numpy<3", "o
 const PACKERS: [(&str, &[&str]); 2] = [
     (
         "target/goldens-packer-old",
-        &["compressed-tensors==0.9.4", "pydantic", "pydantic-core", "annotated-types", "typing-inspection"],
+        &[
+            "compressed-tensors==0.9.4",
+            "pydantic==2.14.3",
+            "pydantic-core==2.50.4",
+            "annotated-types",
+            "typing-inspection",
+        ],
     ),
     ("target/goldens-packer", &["compressed-tensors==0.20.0"]),
 ];

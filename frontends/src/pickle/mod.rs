@@ -276,7 +276,7 @@ fn state_dict(machine: &Machine, root: Id) -> Result<BTreeMap<String, View>, Pic
         if !tensors.is_empty() {
             return Ok(tensors);
         }
-        let inner = WRAPPERS.iter().find_map(|w| named.clone().filter(|(name, _)| name == w).last());
+        let inner = WRAPPERS.iter().find_map(|w| named.clone().rfind(|(name, _)| name == w));
         match inner {
             Some((_, value)) => at = value,
             None => break,

@@ -1,6 +1,6 @@
 //! Settings, and single weights as other programs pack them (`cargo xtask goldens` made the file).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -97,11 +97,11 @@ fn the_older_files_have_other_keys() {
 }
 
 /// Settings of each weight in the file, and the file.
-fn cases() -> (HashMap<String, String>, Arc<Safetensors>) {
+fn cases() -> (BTreeMap<String, String>, Arc<Safetensors>) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/packed_cases.safetensors");
     let bytes = std::fs::read(&path).unwrap();
     let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
-    (header.metadata().clone().unwrap(), Arc::new(Safetensors::open(&path).unwrap()))
+    (header.metadata().clone().unwrap().into_iter().collect(), Arc::new(Safetensors::open(&path).unwrap()))
 }
 
 fn packed(name: &str, settings: &str, file: &Safetensors) -> (Type, Result<Packed, String>) {
