@@ -6,6 +6,8 @@
 
 mod cost;
 
+use awqc_ir::Quant;
+
 pub use cost::{costs, covered};
 
 /// Linears that get one width.
@@ -20,17 +22,12 @@ pub struct Unit {
 /// The bits at which costs are measured; those of other widths follow from it by [`distortion`].
 pub const MEASURED: u8 = 4;
 
-/// The mean squared error of the best uniform quantizer of 2ᵇ levels for a normal variable of variance 1 (Max, 1960,
-/// Quantizing for minimum distortion). The range from smallest to largest, which `quantize` starts from, is far from
-/// the best at few bits; but the clip search and the compensation that follow come near to it.
+/// How the squared error of rounding falls with the width: as the square of the step between two of the 2ᵇ codes that
+/// share a range. It is what groups of up to 128 weights do with scales, clips and compensation at work (measured: 4.1 to
+/// 4.7 times less error at 4 bits than at 3, 4.7 to 5.8 times less at 3 than at 2), and steeper than the best quantizer
+/// of a normal variable would do (3.2 times): few weights have hardly a tail to cut off, and 0 must stay a code.
 pub fn distortion(bits: u8) -> Option<f64> {
-    match bits {
-        2 => Some(0.118_846),
-        3 => Some(0.037_440),
-        4 => Some(0.011_543),
-        8 => Some(0.000_087_69),
-        _not_a_width => None,
-    }
+    Quant::BITS.contains(&bits).then(|| (f64::from(1u16 << bits) - 1.0).powi(-2))
 }
 
 /// Why bits cannot be spread.
@@ -110,7 +107,6 @@ pub fn expected_loss(units: &[Unit], widths: &[u8]) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use awqc_ir::Quant;
     use proptest::prelude::*;
 
     use super::*;
@@ -121,31 +117,24 @@ mod tests {
         Unit { elements, cost }
     }
 
-    /// The error of a midrise quantizer with `levels` levels `step` apart, by summation over the density.
-    fn error(levels: i32, step: f64) -> f64 {
-        let fine = 4e-4;
-        let outermost = f64::from(levels - 1) / 2.0;
-        let part = |i: i32| {
-            let x = (f64::from(i) + 0.5) * fine;
-            let level = ((x / step).floor() + 0.5).min(outermost) * step;
-            (x - level).powi(2) * (-x * x / 2.0).exp() * fine
-        };
-        2.0 * (0..20_000).map(part).sum::<f64>() / (2.0 * std::f64::consts::PI).sqrt()
-    }
-
     #[test]
-    fn distortions_are_those_of_the_best_uniform_quantizer() {
+    fn rounding_loses_as_the_distortion_says() {
+        let mut state = 7u64;
+        let mut uniform = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1u32 << 24) as f32 - 0.5
+        };
+        // Nearly normal.
+        let weights: Vec<f32> = (0..256 * 64).map(|_| (0..8).map(|_| uniform()).sum()).collect();
+        let error = |bits: u8| {
+            let quant = Quant { bits, symmetric: false, group: awqc_ir::Group::Size(64) };
+            let rounded = crate::rtn::quantize(&weights, 256, 64, quant).decode();
+            rounded.iter().zip(&weights).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>()
+        };
         for bits in WIDTHS {
-            let levels = 1 << bits;
-            // The error has one minimum: golden section.
-            let (mut low, mut high) =
-                (4.0 / f64::from(levels), 8.0 / f64::from(levels) + 0.8 / f64::from(bits).powi(2));
-            while high - low > 1e-5 * high {
-                let (a, b) = (low + 0.382 * (high - low), low + 0.618 * (high - low));
-                if error(levels, a) < error(levels, b) { high = b } else { low = a }
-            }
-            let (got, want) = (distortion(bits).unwrap(), error(levels, (low + high) / 2.0));
-            assert!((got / want - 1.0).abs() < 2e-3, "{bits} bits: {got}, measured {want}");
+            let (got, want) =
+                (error(bits) / error(MEASURED), distortion(bits).unwrap() / distortion(MEASURED).unwrap());
+            assert!((got / want - 1.0).abs() < 0.25, "{bits} bits: {got} times the error of {MEASURED}, not {want}");
         }
     }
 
