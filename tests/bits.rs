@@ -66,6 +66,8 @@ fn the_same_mean_mixed_costs_less_and_does_not_depend_on_threads() {
     };
     let report = mixed(&a, "1");
     assert!(allocation(&report).1 <= 3.0, "{report}");
+    let (alike, apart) = (divergence(&model, &plain, &ids), divergence(&model, &a, &ids));
+    assert!(apart < 0.9 * alike, "{apart} mixed, {alike} at one width");
     mixed(&b, "3");
     for file in ["module.awqir", "weights.safetensors", "report.json"] {
         let read = |dir: &str| std::fs::read(Path::new(dir).join(file)).expect("a file");

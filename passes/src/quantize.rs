@@ -41,7 +41,7 @@ pub enum Method {
 }
 
 /// Options of [`Quantize`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct QuantizeOptions {
     /// Bits a code: 2, 3, 4 or 8; a mean of them if widths are mixed.
@@ -66,23 +66,6 @@ pub struct QuantizeOptions {
     /// For `gptq`: whether groups keep the grids of the weight as it was; true if not given.
     #[serde(alias = "static-groups")]
     pub static_groups: Option<bool>,
-}
-
-impl Default for QuantizeOptions {
-    fn default() -> Self {
-        Self {
-            bits: BitsOption::default(),
-            mixed: false,
-            widths: None,
-            group: GroupOption::default(),
-            symmetric: false,
-            method: Method::default(),
-            damp: None,
-            block: None,
-            act_order: None,
-            static_groups: None,
-        }
-    }
 }
 
 impl QuantizeOptions {
