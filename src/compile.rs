@@ -20,6 +20,7 @@ use awqc_passes::{Afterwards, ExecError, Executor, Pass, PassError, Registry, Re
 use serde::Serialize;
 use serde_json::{Value as Json, json};
 
+use crate::allocation::Allocation;
 use crate::calibration::Calibration;
 use crate::device::write_kernels;
 use crate::evaluate::Watched;
@@ -32,7 +33,7 @@ use crate::resume::{Work, fingerprint};
 use crate::rss;
 use crate::size::Tally;
 use crate::statistics::{Folder, Statistics};
-use crate::target::{Format, Method, Target, fill};
+use crate::target::{Format, Method, Mixed, Target, fill_mixed};
 use crate::tuning::Tuning;
 use crate::watch::Watch;
 
@@ -49,6 +50,8 @@ pub struct Request<'a> {
     pub target: &'static Target,
     /// The quantization of linear weights.
     pub quant: Quant,
+    /// Widths that take the place of its bits.
+    pub mixed: Option<Mixed>,
     /// How codes are chosen.
     pub method: Method,
     /// Bits of the output head, for targets that round it: 8 or 16.
@@ -140,9 +143,10 @@ pub struct Report {
 pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     let start = Instant::now();
     let own = request.pipeline.as_deref().unwrap_or(request.target.pipeline);
-    let pipeline = fill(own, request.method, request.quant, request.head_bits);
+    let pipeline = fill_mixed(own, request.method, request.quant, request.mixed.as_ref(), request.head_bits);
     let mut manager = request.watch.manager(request.registry, &pipeline, request.interrupt)?;
     let tuning = Tuning::of(&pipeline)?;
+    let allocation = Allocation::of(&pipeline)?;
     let first = 0..tuning.as_ref().map_or(usize::MAX, |t| t.at);
     let staging = Staging::create(&request.out, request.existing).map_err(emit_failure)?;
     let model = Model::open(request.model)?;
@@ -152,15 +156,21 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
         model.notes.iter().for_each(|note| say(&format!("note: {note}")));
     }
     verify(&model.module).map_err(|d| Failure::new(Exit::BadInput, d))?;
+    if let Some(allocation) = &allocation {
+        allocation.check(request, &model.module)?;
+    }
     // Before work is lost.
     if request.target.cpu.is_some() {
         awqc_cpu::check(&model.module)?;
     }
     if let (Some(sm), None) = (request.target.cuda, &request.pipeline) {
         Arch::find(sm)?;
-        awqc_cuda::check(&model.module, request.quant).map_err(|e| {
-            Failure::from(e).help("another --group may fit, or another target: cpu-native runs every shape")
-        })?;
+        let widths = allocation.as_ref().map_or(vec![request.quant.bits], |a| a.mixture.widths.clone());
+        for bits in widths {
+            awqc_cuda::check(&model.module, Quant { bits, ..request.quant }).map_err(|e| {
+                Failure::from(e).help("another --group may fit, or another target: cpu-native runs every shape")
+            })?;
+        }
     }
     let extra = model.files.iter().map(|f| Ok(emit::ExtraFile { name: f.name.clone(), bytes: model.read(f)? }));
     let extra = extra.collect::<Result<Vec<_>, Failure>>()?;
@@ -198,6 +208,9 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     if let Some(tuning) = &tuning {
         tuning.check(&windows)?;
     }
+    if let Some(allocation) = &allocation {
+        allocation.check_windows(&windows)?;
+    }
     let calibrated = json!({
         "source": request.calibration.describe(),
         "windows": windows.len(),
@@ -220,6 +233,19 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     let work = work.transpose()?;
     let mut remarks = Remarks::default();
     let mut tally = Tally::default();
+    let kept = if let Some(work) = &work { work.load_widths(&mut remarks)? } else { None };
+    let widths = match (kept, &allocation) {
+        (_, None) => None,
+        (Some(widths), Some(_)) => Some(widths),
+        (None, Some(allocation)) => {
+            let widths = allocation.run(request, &module, &source, &windows, &mut remarks)?;
+            if let Some(work) = &work {
+                work.save_widths(&widths, &Remarks::default(), &remarks)?;
+            }
+            Some(widths)
+        }
+    };
+    let widths = |region: usize| widths.as_ref().map(|w| w.get(region).map_or(&[][..], Vec::as_slice));
     let shared = shared_tensors(&module.regions);
     let count = module.regions.len();
     let float = tuning.is_some().then(|| module.clone());
@@ -247,7 +273,7 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
         } else {
             let before = remarks.clone();
             let mut run = |exec: &mut dyn Executor| {
-                let cx = &mut module_cx(&mut module, &shared, i + 1 == count);
+                let cx = &mut module_cx(&mut module, &shared, i + 1 == count, widths(i));
                 manager.run_part(first.clone(), cx, &mut region, exec, &mut remarks, &mut |e| request.watch.show(e))
             };
             match &mut statistics {
@@ -271,7 +297,8 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
         tuning.run(watched, &mut module, float, source.as_ref(), &windows, &mut remarks)?;
         for (i, mut region) in std::mem::take(&mut module.regions).into_iter().enumerate() {
             request.interrupt.check()?;
-            let (cx, rest) = (&mut module_cx(&mut module, &shared, i + 1 == count), tuning.at + 1..usize::MAX);
+            let (cx, rest) =
+                (&mut module_cx(&mut module, &shared, i + 1 == count, widths(i)), tuning.at + 1..usize::MAX);
             manager
                 .run_part(rest, cx, &mut region, &mut exec, &mut remarks, &mut |e| request.watch.show(e))
                 .map_err(|e| pass_failure(&e))?;
@@ -307,8 +334,13 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
 }
 
 /// What passes are told of the module around a region.
-fn module_cx<'a>(module: &'a mut Module, shared: &'a BTreeSet<String>, last: bool) -> ModuleCx<'a> {
-    ModuleCx { fused: &mut module.fused, dims: &module.dims, dtype: module.dtype, shared, last }
+pub(crate) fn module_cx<'a>(
+    module: &'a mut Module,
+    shared: &'a BTreeSet<String>,
+    last: bool,
+    widths: Option<&'a [u8]>,
+) -> ModuleCx<'a> {
+    ModuleCx { fused: &mut module.fused, dims: &module.dims, dtype: module.dtype, shared, last, widths }
 }
 
 /// Whether a pipeline measures activations. (What cannot be read as a pipeline does not; the manager says why.)

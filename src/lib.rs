@@ -10,6 +10,7 @@ pub use awqc_frontends as frontends;
 pub use awqc_ir as ir;
 pub use awqc_passes as passes;
 
+mod allocation;
 pub mod bandwidth;
 pub mod bench;
 pub mod calibration;

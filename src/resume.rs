@@ -27,6 +27,31 @@ struct Said {
     records: Vec<(String, Json)>,
 }
 
+impl Said {
+    /// What `remarks` has more than `before`.
+    fn since(before: &Remarks, remarks: &Remarks) -> Self {
+        let old =
+            |pass: &String, name: &String| before.stats.get(&(pass.clone(), name.clone())).copied().unwrap_or(0.0);
+        Self {
+            list: remarks.list[before.list.len()..].to_vec(),
+            stats: remarks.stats.iter().map(|((p, n), v)| (p.clone(), n.clone(), v - old(p, n))).collect(),
+            records: remarks.records[before.records.len()..].to_vec(),
+        }
+    }
+
+    /// Adds it to `remarks`.
+    fn tell(self, remarks: &mut Remarks) {
+        remarks.list.extend(self.list);
+        remarks.records.extend(self.records);
+        for (pass, name, value) in self.stats {
+            *remarks.stats.entry((pass, name)).or_default() += value;
+        }
+    }
+}
+
+/// The widths that were allocated.
+const WIDTHS: &str = "widths.json";
+
 impl Work {
     /// The folder beside `out`, for a compile that `fingerprint` identifies.
     ///
@@ -66,14 +91,7 @@ impl Work {
         let views = views.collect::<Result<Vec<_>, safetensors::SafeTensorError>>();
         let file = views.and_then(|v| safetensors::serialize(v, None)).map_err(|e| Failure::new(Exit::Failed, e))?;
         crate::files::write(&self.file(index, "safetensors"), &file)?;
-        let old =
-            |pass: &String, name: &String| before.stats.get(&(pass.clone(), name.clone())).copied().unwrap_or(0.0);
-        let said = Said {
-            list: remarks.list[before.list.len()..].to_vec(),
-            stats: remarks.stats.iter().map(|((p, n), v)| (p.clone(), n.clone(), v - old(p, n))).collect(),
-            records: remarks.records[before.records.len()..].to_vec(),
-        };
-        let said = serde_json::to_vec(&said).map_err(|e| Failure::new(Exit::Failed, e))?;
+        let said = serde_json::to_vec(&Said::since(before, remarks)).map_err(|e| Failure::new(Exit::Failed, e))?;
         crate::files::write(&self.file(index, "json"), &said)?;
         // Last: a region counts as finished once its text is there.
         crate::files::write(&self.file(index, "awqir"), text::print(&alone).as_bytes())
@@ -105,12 +123,31 @@ impl Work {
         let path = self.file(index, "json");
         let bytes = fs::read(&path).map_err(|e| Failure::io(&path, &e))?;
         let said: Said = serde_json::from_slice(&bytes).map_err(|e| damaged(&path, &e))?;
-        remarks.list.extend(said.list);
-        remarks.records.extend(said.records);
-        for (pass, name, value) in said.stats {
-            *remarks.stats.entry((pass, name)).or_default() += value;
-        }
+        said.tell(remarks);
         Ok(Some(region))
+    }
+
+    /// Keeps the widths that were allocated. `before` are the remarks from before that.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn save_widths(&self, widths: &[Vec<u8>], before: &Remarks, remarks: &Remarks) -> Result<(), Failure> {
+        let kept = serde_json::to_vec(&(widths, Said::since(before, remarks)));
+        crate::files::write(&self.dir.join(WIDTHS), &kept.map_err(|e| Failure::new(Exit::Failed, e))?)
+    }
+
+    /// The widths that an earlier run allocated, if it came so far; what was said goes to `remarks`.
+    ///
+    /// # Errors
+    /// When the kept file is damaged.
+    pub fn load_widths(&self, remarks: &mut Remarks) -> Result<Option<Vec<Vec<u8>>>, Failure> {
+        let path = self.dir.join(WIDTHS);
+        let Ok(bytes) = fs::read(&path) else { return Ok(None) };
+        let (widths, said): (_, Said) = serde_json::from_slice(&bytes).map_err(|e| {
+            Failure::new(Exit::BadInput, format!("{}: {e}", path.display())).help("remove the folder to begin anew")
+        })?;
+        said.tell(remarks);
+        Ok(Some(widths))
     }
 
     /// Removes the folder: the output is complete.

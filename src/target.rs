@@ -101,6 +101,15 @@ pub struct Cpu {
     pub isa: Option<Isa>,
 }
 
+/// Widths that differ from linear to linear, in place of the one width of a [`Quant`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Mixed {
+    /// The most that an element of a quantized weight may take on the mean.
+    pub mean: f64,
+    /// The widths that are mixed; all that there are if not given.
+    pub widths: Option<Vec<u8>>,
+}
+
 /// One target.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
@@ -225,13 +234,30 @@ impl Target {
 
 /// A pipeline with `SEARCH,`, `SCHEME`, `REFINE` and `HEAD,` replaced, see [`Target::pipeline`].
 pub fn fill(pipeline: &str, method: Method, quant: Quant, head_bits: u8) -> String {
+    fill_mixed(pipeline, method, quant, None, head_bits)
+}
+
+/// The same, with mixed widths in place of the quantization's own, if there are.
+pub fn fill_mixed(pipeline: &str, method: Method, quant: Quant, mixed: Option<&Mixed>, head_bits: u8) -> String {
     let group = match quant.group {
         Group::Size(g) => g.to_string(),
         Group::Row => "row".to_owned(),
     };
     let symmetric = if quant.symmetric { ",symmetric" } else { "" };
     let head = if head_bits < 16 { format!("quantize-head{{bits={head_bits},group={group}}},") } else { String::new() };
-    let scheme = format!("bits={},group={group}{symmetric}{}", quant.bits, method.options());
-    let pipeline = pipeline.replace("SEARCH,", method.search()).replace("REFINE", method.refinement());
+    let bits = match mixed {
+        None => quant.bits.to_string(),
+        Some(Mixed { mean, widths: None }) => format!("{mean},mixed"),
+        Some(Mixed { mean, widths: Some(widths) }) => {
+            format!("{mean},mixed,widths=[{}]", widths.iter().map(u8::to_string).collect::<Vec<_>>().join(","))
+        }
+    };
+    let scheme = format!("bits={bits},group={group}{symmetric}{}", method.options());
+    // Nothing can be spread without what `profile` measures.
+    let search = match method {
+        Method::Rtn if mixed.is_some() => "profile,",
+        Method::Rtn | Method::Paper | Method::Awq | Method::Gptq | Method::AwqGptq | Method::Best => method.search(),
+    };
+    let pipeline = pipeline.replace("SEARCH,", search).replace("REFINE", method.refinement());
     pipeline.replace("HEAD,", &head).replace("SCHEME", &scheme)
 }

@@ -46,6 +46,7 @@ fn artefact(folder: &Path, out: PathBuf, pipeline: &str, quant: Quant) -> Option
         model: folder,
         target: Target::find("cuda-sm89").expect("a target"),
         quant,
+        mixed: None,
         method: Method::default(),
         head_bits: 16,
         pipeline: Some(pipeline.into()),

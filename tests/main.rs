@@ -1,6 +1,7 @@
 //! The one integration binary: everything that needs more than one crate.
 #![allow(missing_docs, reason = "tests")]
 
+mod bits;
 mod check_each;
 mod cli;
 mod cpu;

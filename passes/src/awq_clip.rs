@@ -12,11 +12,12 @@ use serde::{Deserialize, Serialize};
 use crate::analysis::inputs::{gram, inputs};
 use crate::analysis::linears::{LinearUse, feeds_attention_scores, label, quantizable, weights};
 use crate::awq::reference;
-use crate::awq_scale::{Mode, target};
+use crate::awq_scale::Mode;
 use crate::facts::{FEW_TOKENS, InputStats};
 use crate::pass::{Changed, Fidelity, Pass, PassCx, PassError};
 use crate::quantize::GroupOption;
 use crate::remark::RemarkKind;
+use crate::scheme::Scheme;
 pub use search::{Bounds, Plan, search};
 
 /// See the documentation of the pass.
@@ -144,7 +145,7 @@ The clip search of the AWQ authors' program (arXiv 2306.00978), there symmetric,
         if !region.name.is_layer() {
             return Ok(Changed::No);
         }
-        let Some(quant) = target(cx.scheme, self.options.bits, self.options.group) else {
+        let Some(scheme) = Scheme::searched(cx.scheme, self.options.bits, self.options.group) else {
             cx.remarks
                 .push(RemarkKind::Missed, "nothing will be quantized: add `quantize` to the pipeline, or set bits");
             return Ok(Changed::No);
@@ -156,6 +157,7 @@ The clip search of the AWQ authors' program (arXiv 2306.00978), there symmetric,
                 break;
             }
             let uses: Vec<LinearUse> = linears.iter().filter(|l| l.weight == weight).copied().collect();
+            let quant = scheme.of(region, &uses, cx.facts)?;
             if self.clip(region, weight, &uses, quant, cx)? == Changed::Yes {
                 cx.budget.spend();
                 changed = Changed::Yes;

@@ -19,6 +19,7 @@ use crate::analysis::gauge::{self, Site};
 use crate::pass::{Changed, Fidelity, Pass, PassCx, PassError};
 use crate::quantize::GroupOption;
 use crate::remark::RemarkKind;
+use crate::scheme::Scheme;
 use candidates::Candidate;
 use parts::Choice;
 use statistics::SiteData;
@@ -156,7 +157,7 @@ AWQ, arXiv 2306.00978, section 3.2, equations 4 and 5.
         if !region.name.is_layer() {
             return Ok(Changed::No);
         }
-        let Some(quant) = target(cx.scheme, self.options.bits, self.options.group) else {
+        let Some(scheme) = Scheme::searched(cx.scheme, self.options.bits, self.options.group) else {
             cx.remarks
                 .push(RemarkKind::Missed, "nothing will be quantized: add `quantize` to the pipeline, or set bits");
             return Ok(Changed::No);
@@ -165,7 +166,7 @@ AWQ, arXiv 2306.00978, section 3.2, equations 4 and 5.
         let mut chosen: Vec<(Site, Choice, String)> = Vec::new();
         for site in sites {
             let line = gauge::describe(region, &site);
-            if let Some(best) = self.search(region, &site, &line, quant, cx)? {
+            if let Some(best) = self.search(region, &site, &line, scheme, cx)? {
                 chosen.push((site, best, line));
             }
         }
@@ -185,18 +186,6 @@ AWQ, arXiv 2306.00978, section 3.2, equations 4 and 5.
     }
 }
 
-/// The quantization to search for.
-pub(crate) fn target(scheme: Option<Quant>, bits: Option<u8>, group: Option<GroupOption>) -> Option<Quant> {
-    let mut quant = match (scheme, bits) {
-        (Some(q), _) => q,
-        (None, Some(bits)) => Quant { bits, symmetric: false, group: GroupOption::default().0 },
-        (None, None) => return None,
-    };
-    quant.bits = bits.unwrap_or(quant.bits);
-    quant.group = group.map_or(quant.group, |g| g.0);
-    Some(quant)
-}
-
 impl AwqScale {
     /// The best scales of a site, unless they are all 1.
     fn search(
@@ -204,10 +193,10 @@ impl AwqScale {
         region: &Region,
         site: &Site,
         line: &str,
-        quant: Quant,
+        scheme: Scheme,
         cx: &mut PassCx<'_>,
     ) -> Result<Option<Choice>, PassError> {
-        let data = match SiteData::gather(region, site, &*cx.exec, &*cx.facts)? {
+        let data = match SiteData::gather(region, site, scheme, &*cx.exec, &*cx.facts)? {
             Ok(data) => data,
             Err(why) => {
                 cx.remarks.push(RemarkKind::Missed, format!("{line}: {why}"));
@@ -219,8 +208,8 @@ impl AwqScale {
             return Ok(None);
         }
         let all = match self.options.mode {
-            Mode::Search => candidates::grid(&data, site, quant, self.options.rule, self.options.grid),
-            Mode::Reference => candidates::published(&data, site, quant, self.options.rule),
+            Mode::Search => candidates::grid(&data, site, scheme.group(), self.options.rule, self.options.grid),
+            Mode::Reference => candidates::published(&data, site, scheme.group(), self.options.rule),
         };
         let candidates: Vec<Candidate> = all.into_iter().filter(|c| data.stays_finite(site, &c.scales)).collect();
         let parts = match self.options.loss {
@@ -237,9 +226,9 @@ impl AwqScale {
                 Loss::Linear => {
                     let (weight, mode) = (self.options.weight, self.options.mode);
                     let consumers = part.consumers.iter().filter_map(|i| data.consumers.get(*i));
-                    linear_loss::losses(&data, consumers, site, quant, &candidates, weight, mode)
+                    linear_loss::losses(&data, consumers, site, &candidates, weight, mode)
                 }
-                Loss::Block => block_loss::losses(region, site, quant, &candidates, cx)?,
+                Loss::Block => block_loss::losses(region, site, scheme, &candidates, cx)?,
             };
             // The first of equals, and s = 1 is the first of the search's grid: a change has to pay.
             let mut best: Option<usize> = None;

@@ -48,6 +48,8 @@ impl InputStats {
 pub struct Facts {
     /// Statistics of the inputs of linears: one set, or one for each expert whose rows the value holds.
     pub inputs: BTreeMap<ValueId, Vec<InputStats>>,
+    /// The width that was allocated to the linears that read a value, where widths are mixed.
+    pub widths: BTreeMap<ValueId, u8>,
     /// Whether the calibration stream waits at the region's entry, for the region in its final form to move it on.
     pub waiting: bool,
 }
@@ -58,8 +60,11 @@ pub const FEW_TOKENS: u64 = 16;
 impl Facts {
     /// Follows the renumbering that [`awqc_ir::Region::compact`] reports.
     pub fn renumber(&mut self, map: &[Option<ValueId>]) {
-        let old = std::mem::take(&mut self.inputs);
-        let moved = old.into_iter().filter_map(|(id, stats)| Some(((*map.get(id.index())?)?, stats)));
-        self.inputs = moved.collect();
+        fn follow<T>(old: &mut BTreeMap<ValueId, T>, map: &[Option<ValueId>]) {
+            let moved = std::mem::take(old).into_iter();
+            *old = moved.filter_map(|(id, fact)| Some(((*map.get(id.index())?)?, fact))).collect();
+        }
+        follow(&mut self.inputs, map);
+        follow(&mut self.widths, map);
     }
 }

@@ -1,5 +1,6 @@
 //! awqc-passes
 
+pub mod allocate;
 pub mod analysis;
 pub mod awq;
 pub mod awq_clip;
@@ -29,6 +30,7 @@ pub mod registry;
 pub mod remark;
 pub mod rewrite;
 pub mod rtn;
+pub mod scheme;
 pub mod tune;
 
 pub use exec::{Afterwards, ExecError, Executor, Tensor};
@@ -38,3 +40,4 @@ pub use pass::{Budget, Changed, Fidelity, Pass, PassCx, PassError};
 pub use pipeline::{Pipeline, PipelineError};
 pub use registry::{DynPass, PassInfo, Registry};
 pub use remark::{Remark, RemarkKind, Remarks};
+pub use scheme::Scheme;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use awqc_ir::Diagnostics;
-use awqc_ir::{Elem, FusedDef, Module, Name, Quant, Region, RegionName};
+use awqc_ir::{Elem, FusedDef, Module, Name, Region, RegionName};
 
 use crate::exec::{Afterwards, ExecError, Executor};
 use crate::facts::Facts;
@@ -20,6 +20,7 @@ use crate::pipeline::{Pipeline, PipelineError, Step};
 use crate::profile::Profile;
 use crate::registry::{DynPass, Registry};
 use crate::remark::Remarks;
+use crate::scheme::Scheme;
 
 /// What [`Fidelity::Exact`] leaves to the order of additions: the largest deviation, relative to the output's largest
 /// magnitude.
@@ -56,6 +57,8 @@ pub struct ModuleCx<'a> {
     pub shared: &'a BTreeSet<String>,
     /// Whether this is the module's last region.
     pub last: bool,
+    /// The widths that were allocated to this region, see [`PassCx::widths`].
+    pub widths: Option<&'a [u8]>,
 }
 
 /// What became of a region.
@@ -143,7 +146,7 @@ impl Manager {
     }
 
     /// The quantization that the first `quantize` behind pass `index` will apply.
-    fn scheme(&self, index: usize) -> Option<Quant> {
+    fn scheme(&self, index: usize) -> Option<Scheme> {
         self.passes.iter().skip(index + 1).find_map(|p| p.scheme())
     }
 
@@ -228,8 +231,9 @@ impl Manager {
         let scheme = self.scheme(index);
         let pass = &self.passes[index];
         let start = Instant::now();
-        let (shared, last, budget) = (cx.shared, cx.last, &mut self.options.budget);
-        let mut pass_cx = PassCx { exec: &mut *exec, fused: cx.fused, facts, remarks, scheme, shared, last, budget };
+        let (shared, last, widths, budget) = (cx.shared, cx.last, cx.widths, &mut self.options.budget);
+        let mut pass_cx =
+            PassCx { exec: &mut *exec, fused: cx.fused, facts, remarks, scheme, widths, shared, last, budget };
         let result = pass.run(region, &mut pass_cx);
         self.times[index] += start.elapsed();
         let changed = result?;
@@ -260,7 +264,7 @@ impl Manager {
         let Module { fused, dims, dtype, regions, .. } = module;
         let mut reports = Vec::with_capacity(count);
         for (i, region) in regions.iter_mut().enumerate() {
-            let mut cx = ModuleCx { fused, dims, dtype: *dtype, shared: &shared, last: i + 1 == count };
+            let mut cx = ModuleCx { fused, dims, dtype: *dtype, shared: &shared, last: i + 1 == count, widths: None };
             reports.push(self.run_region(&mut cx, region, exec, remarks, sink)?);
         }
         Ok(reports)

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use awqc_ir::{FusedDef, Quant, Region};
+use awqc_ir::{FusedDef, Region};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::exec::{ExecError, Executor};
 use crate::facts::Facts;
 use crate::remark::Remarks;
+use crate::scheme::Scheme;
 
 /// How exactly a pass preserves the function: what the equivalence harness allows.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -53,7 +54,9 @@ pub struct PassCx<'a> {
     /// Counters and messages for people.
     pub remarks: &'a mut Remarks,
     /// The quantization that a later `quantize` of this pipeline will apply, if there is one.
-    pub scheme: Option<Quant>,
+    pub scheme: Option<Scheme>,
+    /// For a scheme of mixed widths, one for each of [`crate::analysis::linears::units`], as someone allocated them.
+    pub widths: Option<&'a [u8]>,
     /// Full names of checkpoint tensors that more than one region uses; scaling one would change the other.
     pub shared: &'a BTreeSet<String>,
     /// Whether this is the module's last region.
@@ -102,7 +105,7 @@ pub trait Pass: Sized {
     fn new(options: Self::Options) -> Result<Self, PassError>;
 
     /// The quantization that this pass will apply; passes before it see it as [`PassCx::scheme`].
-    fn scheme(&self) -> Option<Quant> {
+    fn scheme(&self) -> Option<Scheme> {
         None
     }
 

@@ -5,7 +5,7 @@ pub mod store;
 use awqc_ir::{Region, ValueId};
 use serde::{Deserialize, Serialize};
 
-use crate::analysis::linears::linears;
+use crate::analysis::linears::{linears, units};
 use crate::exec::Afterwards;
 use crate::facts::{FEW_TOKENS, InputStats};
 use crate::pass::{Changed, Fidelity, Pass, PassCx, PassError};
@@ -60,6 +60,9 @@ The statistics of AWQ (arXiv 2306.00978, section 3.2) and, with the Gram matrix,
     }
 
     fn run(&self, region: &mut Region, cx: &mut PassCx<'_>) -> Result<Changed, PassError> {
+        if let Some(widths) = cx.widths {
+            bind(region, widths, cx)?;
+        }
         let taps = taps(region);
         if taps.is_empty() && cx.last {
             return Ok(Changed::No);
@@ -89,6 +92,25 @@ The statistics of AWQ (arXiv 2306.00978, section 3.2) and, with the Gram matrix,
         }
         Ok(Changed::No)
     }
+}
+
+/// Ties the widths that were allocated to the values that the linears read here: the searches behind find them there,
+/// whatever passes in between do to the region.
+fn bind(region: &Region, widths: &[u8], cx: &mut PassCx<'_>) -> Result<(), PassError> {
+    let units = units(region);
+    if units.len() != widths.len() {
+        return Err(PassError::Refused(format!(
+            "{} widths were allocated to the linears of region {}, which has {} groups of them: the allocation belongs to \
+             another pipeline or model, compile anew",
+            widths.len(),
+            region.name,
+            units.len()
+        )));
+    }
+    for (unit, bits) in units.iter().zip(widths) {
+        cx.facts.widths.extend(unit.iter().map(|l| (l.input, *bits)));
+    }
+    Ok(())
 }
 
 /// Which experts saw too few tokens to be searched for.

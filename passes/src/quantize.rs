@@ -1,10 +1,12 @@
 //! `quantize`: rounds the weights of linears to few bits.
 
+mod bits;
 mod compensate;
 mod error;
 mod group;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use awqc_ir::{Elem, Group, Quant, Region, Type, WeightExpr};
 use serde::{Deserialize, Serialize};
@@ -13,14 +15,16 @@ use crate::analysis::linears::{LinearUse, label, quantizable, weights};
 use crate::pass::{Changed, Fidelity, Pass, PassCx, PassError};
 use crate::remark::RemarkKind;
 use crate::rtn;
+use crate::scheme::Scheme;
 
+pub use bits::{BitsOption, Mixture};
 pub use compensate::code_data;
 pub use group::GroupOption;
 
 /// See the documentation of the pass.
 #[derive(Clone, Debug)]
 pub struct Quantize {
-    quant: Quant,
+    scheme: Scheme,
     /// How errors are compensated, if they are.
     compensation: Option<compensate::Plan>,
 }
@@ -37,11 +41,15 @@ pub enum Method {
 }
 
 /// Options of [`Quantize`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct QuantizeOptions {
-    /// Bits a code: 2, 3, 4 or 8.
-    pub bits: u8,
+    /// Bits a code: 2, 3, 4 or 8; a mean of them if widths are mixed.
+    pub bits: BitsOption,
+    /// Whether linears get widths of their own; a mean that is no whole number implies it.
+    pub mixed: bool,
+    /// For mixed widths: which; all that there are if not given.
+    pub widths: Option<Vec<u8>>,
     /// Elements of a row that share a scale; `row` or 0 for one scale a row.
     pub group: GroupOption,
     /// Codes around 0, without zero points.
@@ -60,31 +68,35 @@ pub struct QuantizeOptions {
     pub static_groups: Option<bool>,
 }
 
-impl Default for QuantizeOptions {
-    fn default() -> Self {
-        Self {
-            bits: 4,
-            group: GroupOption::default(),
-            symmetric: false,
-            method: Method::default(),
-            damp: None,
-            block: None,
-            act_order: None,
-            static_groups: None,
-        }
-    }
-}
-
 impl QuantizeOptions {
-    /// The element type that the options describe.
+    /// The scheme that the options describe.
     ///
     /// # Errors
     /// When the language has no codes of so many bits.
-    pub fn quant(&self) -> Result<Quant, PassError> {
-        if !Quant::BITS.contains(&self.bits) {
-            return Err(PassError::Refused(format!("bits={} is not possible: use 2, 3, 4 or 8", self.bits)));
+    pub fn scheme(&self) -> Result<Scheme, PassError> {
+        let (symmetric, group) = (self.symmetric, self.group.0);
+        if self.mixture()?.is_some() {
+            return Ok(Scheme::Mixed { symmetric, group });
         }
-        Ok(Quant { bits: self.bits, symmetric: self.symmetric, group: self.group.0 })
+        match self.bits.width() {
+            Some(bits) => Ok(Scheme::Uniform(Quant { bits, symmetric, group })),
+            None => Err(PassError::Refused(format!(
+                "bits={} is not possible: use 2, 3, 4 or 8, or let widths be mixed",
+                self.bits.0
+            ))),
+        }
+    }
+
+    /// The mean to be spread, if widths are mixed.
+    ///
+    /// # Errors
+    /// When no such mean is possible.
+    pub fn mixture(&self) -> Result<Option<Mixture>, PassError> {
+        match (self.mixed || self.bits.is_fraction(), &self.widths) {
+            (false, None) => Ok(None),
+            (false, Some(_)) => Err(PassError::Refused("widths belong to mixed".into())),
+            (true, widths) => Mixture::new(self.bits.0, widths.as_deref()).map(Some),
+        }
     }
 
     /// How errors are compensated, if they are.
@@ -132,17 +144,22 @@ The weight is a float matrix of a layer region and only linears use it. Quantize
 Lossy. With the statistics of `profile` at hand, the report has the relative squared error of each linear's output:
 tr(ΔW G ΔWᵀ) / tr(W G Wᵀ), with W as it was before clipping.
 # Options
-`bits` (4): 2, 3, 4 or 8. `group` (128): elements that share a scale, `row` for a whole row. `symmetric` (false):
-codes around 0, no zero points. `method` (rtn): the nearest code. `gptq`: columns are rounded one after the other, and
-those that are left make up for what was lost, by the Gram matrix of the input; a row that ends above the loss of its
-nearest codes gets those. With these options: `damp` (0.01), what is added to the diagonal of the Gram matrix as a
-fraction of its mean, raised where the matrix is singular; `block` (128), columns that are worked off before the others
-see their errors; `act_order` (true), columns by falling energy of their channel; `static_groups` (true), grids of the
-weight as it was, or of the clipped weight where there is a clip, whose error is then compensated too. Weights without
-statistics, with fewer than 16 tokens or with numbers that are not finite in them are rounded; channels that are always
-0 get weights of 0.
+`bits` (4): 2, 3, 4 or 8. A number in between is a mean: linears that read one value get one width, so that the mean over
+all quantized elements of the model is at most that, scales and zero points not counted. `awqc compile` spreads it over
+the whole model, by how much the loss minds errors in a linear's output; the report says how. `mixed` (false) does the
+same with a whole number, `widths` names the widths that are mixed, all if not given.
+
+`group` (128): elements that share a scale, `row` for a whole row. `symmetric` (false): codes around 0, no zero points.
+`method` (rtn): the nearest code. `gptq`: columns are rounded one after the other, and those that are left make up for
+what was lost, by the Gram matrix of the input; a row that ends above the loss of its nearest codes gets those. With
+these options: `damp` (0.01), what is added to the diagonal of the Gram matrix as a fraction of its mean, raised where the
+matrix is singular; `block` (128), columns that are worked off before the others see their errors; `act_order` (true),
+columns by falling energy of their channel; `static_groups` (true), grids of the weight as it was, or of the clipped
+weight where there is a clip, whose error is then compensated too. Weights without statistics, with fewer than 16 tokens
+or with numbers that are not finite in them are rounded; channels that are always 0 get weights of 0.
 # Reference
-AWQ, arXiv 2306.00978, equation 1 (the symmetric case). GPTQ, arXiv 2210.17323, section 3.3.
+AWQ, arXiv 2306.00978, equation 1 (the symmetric case). GPTQ, arXiv 2210.17323, section 3.3. Widths by
+sensitivity: HAWQ-V2, arXiv 1911.03852; the measure of it: K-FAC, arXiv 1503.05671.
 ";
     type Options = QuantizeOptions;
 
@@ -151,16 +168,16 @@ AWQ, arXiv 2306.00978, equation 1 (the symmetric case). GPTQ, arXiv 2210.17323, 
     }
 
     fn new(options: Self::Options) -> Result<Self, PassError> {
-        Ok(Self { quant: options.quant()?, compensation: options.compensation()? })
+        Ok(Self { scheme: options.scheme()?, compensation: options.compensation()? })
     }
 
-    fn scheme(&self) -> Option<Quant> {
-        Some(self.quant)
+    fn scheme(&self) -> Option<Scheme> {
+        Some(self.scheme)
     }
 
     fn run(&self, region: &mut Region, cx: &mut PassCx<'_>) -> Result<Changed, PassError> {
         let linears = quantizable(region);
-        let mut done = 0;
+        let mut done: BTreeMap<String, usize> = BTreeMap::new();
         let mut last = compensate::Last::default();
         for weight in weights(&linears) {
             if !cx.budget.allows() {
@@ -168,12 +185,13 @@ AWQ, arXiv 2306.00978, equation 1 (the symmetric case). GPTQ, arXiv 2210.17323, 
             }
             cx.budget.spend();
             let uses: Vec<LinearUse> = linears.iter().filter(|l| l.weight == weight).copied().collect();
+            let quant = self.scheme.of(region, &uses, cx.facts)?;
             let codes = match self.compensation {
                 None => None,
-                Some(plan) => compensate::codes(region, weight, &uses, self.quant, plan, &mut last, cx)?,
+                Some(plan) => compensate::codes(region, weight, &uses, quant, plan, &mut last, cx)?,
             };
             let chosen = |w: &[f32], rows, cols| match &codes {
-                None => Cow::Owned(rtn::quantize(w, rows, cols, self.quant)),
+                None => Cow::Owned(rtn::quantize(w, rows, cols, quant)),
                 Some(codes) => Cow::Borrowed(codes),
             };
             let error = match uses.first() {
@@ -186,10 +204,10 @@ AWQ, arXiv 2306.00978, equation 1 (the symmetric case). GPTQ, arXiv 2210.17323, 
             cx.remarks.record(serde_json::json!({
                 "linear": label(region, weight),
                 "from": ty.to_string(),
-                "to": self.quant.to_string(),
+                "to": quant.to_string(),
                 "relative_error": error,
             }));
-            let quantized = Type::new(Elem::Quant(self.quant), ty.shape);
+            let quantized = Type::new(Elem::Quant(quant), ty.shape);
             match codes {
                 None => region.wrap_weight(weight, quantized, WeightExpr::Quant),
                 Some(found) => {
@@ -197,12 +215,14 @@ AWQ, arXiv 2306.00978, equation 1 (the symmetric case). GPTQ, arXiv 2210.17323, 
                     region.wrap_weight(weight, quantized, |of| WeightExpr::Codes { of, codes, scales, zeros });
                 }
             }
-            done += 1;
+            *done.entry(quant.to_string()).or_default() += 1;
         }
-        if done == 0 {
+        if done.is_empty() {
             return Ok(Changed::No);
         }
-        cx.remarks.push(RemarkKind::Applied, format!("{done} weights rounded to {}", self.quant));
+        for (quant, count) in done {
+            cx.remarks.push(RemarkKind::Applied, format!("{count} weights rounded to {quant}"));
+        }
         Ok(Changed::Yes)
     }
 }

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use awqc_ir::{Quant, Region};
+use awqc_ir::Region;
 use serde_json::{Map, Value as Json};
 
 use crate::pass::{Changed, Fidelity, Pass, PassCx, PassError};
 use crate::pipeline::{Pipeline, PipelineError, nearest};
 use crate::rewrite::{Rule, RulesPass};
+use crate::scheme::Scheme;
 
 /// A pass whose type is forgotten: what the manager runs.
 pub trait DynPass: Send + Sync {
@@ -18,7 +19,7 @@ pub trait DynPass: Send + Sync {
     fn fidelity(&self) -> Fidelity;
 
     /// See [`Pass::scheme`].
-    fn scheme(&self) -> Option<Quant>;
+    fn scheme(&self) -> Option<Scheme>;
 
     /// See [`Pass::run`].
     ///
@@ -36,7 +37,7 @@ impl<P: Pass + Send + Sync> DynPass for P {
         P::fidelity()
     }
 
-    fn scheme(&self) -> Option<Quant> {
+    fn scheme(&self) -> Option<Scheme> {
         Pass::scheme(self)
     }
 

@@ -14,7 +14,8 @@ use awqc_passes::manager::{Manager, ManagerError, ManagerErrorKind, Options, sha
 use awqc_passes::pass::Budget;
 use awqc_passes::rewrite::parse_rules;
 use awqc_passes::{
-    Afterwards, Changed, ExecError, Executor, Fidelity, InputStats, Pass, PassCx, PassError, Registry, Remarks, Tensor,
+    Afterwards, Changed, ExecError, Executor, Fidelity, InputStats, Pass, PassCx, PassError, Registry, Remarks, Scheme,
+    Tensor,
 };
 use serde::{Deserialize, Serialize};
 
@@ -138,8 +139,8 @@ impl Pass for Round {
         }
     }
 
-    fn scheme(&self) -> Option<Quant> {
-        Some(Quant { bits: self.0.bits, symmetric: false, group: Group::Row })
+    fn scheme(&self) -> Option<Scheme> {
+        Some(Scheme::Uniform(Quant { bits: self.0.bits, symmetric: false, group: Group::Row }))
     }
 
     fn run(&self, _: &mut Region, _: &mut PassCx<'_>) -> Result<Changed, PassError> {
@@ -164,7 +165,11 @@ impl Pass for Peek {
     }
 
     fn run(&self, _: &mut Region, cx: &mut PassCx<'_>) -> Result<Changed, PassError> {
-        let bits = cx.scheme.map_or("none".to_owned(), |q| q.bits.to_string());
+        let bits = match cx.scheme {
+            Some(Scheme::Uniform(quant)) => quant.bits.to_string(),
+            Some(Scheme::Mixed { .. }) => "mixed".to_owned(),
+            None => "none".to_owned(),
+        };
         let message = format!("{bits} {} {:?}", cx.last, cx.shared);
         cx.remarks.push(awqc_passes::RemarkKind::Applied, message);
         Ok(Changed::No)

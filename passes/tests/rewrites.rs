@@ -59,6 +59,7 @@ fn apply_within(rule: &str, body: &str, mut budget: Budget) -> Outcome {
         facts: &mut facts,
         remarks: &mut remarks,
         scheme: None,
+        widths: None,
         shared: &BTreeSet::new(),
         last: false,
         budget: &mut budget,

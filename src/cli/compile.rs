@@ -11,7 +11,7 @@ use crate::compile::{Outcome, Request, compile};
 use crate::failure::{Exit, Failure};
 use crate::progress::{print, say};
 use crate::statistics::Statistics;
-use crate::target::{Method, Quality, Target};
+use crate::target::{Method, Mixed, Quality, Target};
 use crate::watch::Watch;
 
 /// Compile a model for a target.
@@ -38,9 +38,14 @@ pub(super) struct Args {
     /// How much work goes into a good result, in place of --method.
     #[arg(long, value_enum, conflicts_with_all = ["method", "passes"])]
     quality: Option<Quality>,
-    /// Bits per weight: 2, 3, 4 or 8; 4 if not given.
+    /// Bits per weight: 2, 3, 4 or 8; 4 if not given. A number in between, such as 3.25, is spread over the model's
+    /// linears, the bits going where they are needed most; scales are not counted.
     #[arg(long)]
-    bits: Option<u8>,
+    bits: Option<f64>,
+    /// Spread a whole number of --bits, too. `--mixed=3,4` says which widths are mixed, `2,3,4,8` if not given.
+    #[arg(long, value_name = "WIDTHS", num_args = 0..=1, require_equals = true, default_missing_value = "2,3,4,8",
+          value_delimiter = ',')]
+    mixed: Option<Vec<u8>>,
     /// Weights that share a scale: a number, or `row` for a whole row. The target's own choice if not given.
     #[arg(long, value_name = "N|row")]
     group: Option<String>,
@@ -84,21 +89,23 @@ pub(super) struct Args {
 pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     let target = Target::find(&args.target)?;
     let group = args.group.as_deref().map_or(Ok(Group::Size(target.group)), group)?;
-    let bits = args.bits.unwrap_or(4);
-    if !Quant::BITS.contains(&bits) {
-        return Err(Failure::new(Exit::Usage, format!("--bits {bits}: 2, 3, 4 or 8 are supported")));
-    }
-    let scheme_given = args.bits.is_some() || args.group.is_some() || args.symmetric;
+    let (bits, mixed) = bits(args)?;
+    let scheme_given = args.bits.is_some() || args.mixed.is_some() || args.group.is_some() || args.symmetric;
     if let (true, Some(passes)) = (scheme_given, &args.passes)
         && !passes.contains("SCHEME")
     {
-        return Err(Failure::new(Exit::Usage, "--bits, --group and --symmetric have no effect on these --passes")
-            .help("write the options into the pipeline, or `quantize{SCHEME}` for what the flags say"));
+        return Err(Failure::new(
+            Exit::Usage,
+            "--bits, --mixed, --group and --symmetric have no effect on these --passes",
+        )
+        .help("write the options into the pipeline, or `quantize{SCHEME}` for what the flags say"));
     }
     let quant = Quant { bits, symmetric: args.symmetric, group };
     let out = args.output.clone().unwrap_or_else(|| {
         let stem = args.model.file_stem().map_or_else(|| "model".into(), |s| s.to_string_lossy().into_owned());
-        PathBuf::from(format!("{stem}-{}-{quant}", target.name))
+        let mean = mixed.as_ref().map_or_else(|| bits.to_string(), |m| m.mean.to_string());
+        let scheme = quant.to_string().replacen(&bits.to_string(), &mean, 1);
+        PathBuf::from(format!("{stem}-{}-{scheme}", target.name))
     });
     if !matches!(args.head_bits, 8 | 16) {
         return Err(Failure::new(Exit::Usage, format!("--head-bits {}: 8 or 16 is needed", args.head_bits)));
@@ -109,6 +116,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
         model: &args.model,
         target,
         quant,
+        mixed,
         method: args.quality.map_or(args.method, Quality::method),
         head_bits: args.head_bits,
         pipeline: args.passes.clone(),
@@ -148,6 +156,30 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     }
     print(&summary(&outcome));
     Ok(())
+}
+
+/// The width that the flags ask for, or what is mixed in its place.
+fn bits(args: &Args) -> Result<(u8, Option<Mixed>), Failure> {
+    let usage = |message: String| Err(Failure::new(Exit::Usage, message));
+    let asked = args.bits.unwrap_or(4.0);
+    if let Some(odd) = args.mixed.iter().flatten().find(|w| !Quant::BITS.contains(w)) {
+        return usage(format!("--mixed={odd}: the widths are 2, 3, 4 and 8"));
+    }
+    let width = Quant::BITS.into_iter().find(|b| f64::from(*b) == asked);
+    match (width, &args.mixed) {
+        (Some(bits), None) => Ok((bits, None)),
+        (None, None) if asked.fract() == 0.0 => {
+            usage(format!("--bits {asked}: 2, 3, 4 or 8 are supported, other numbers with --mixed"))
+        }
+        (_, widths) => {
+            let all = widths.as_deref().unwrap_or(&Quant::BITS);
+            let (low, high) = (all.iter().min().copied().unwrap_or(2), all.iter().max().copied().unwrap_or(8));
+            if !(f64::from(low)..=f64::from(high)).contains(&asked) {
+                return usage(format!("--bits {asked}: a mean of widths from {low} to {high} lies between them"));
+            }
+            Ok((4, Some(Mixed { mean: asked, widths: widths.clone() })))
+        }
+    }
 }
 
 /// A group size as flags say it.

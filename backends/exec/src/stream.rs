@@ -93,21 +93,15 @@ pub fn prepare<'m>(
         head,
         weights: Weights::load(head, source, &Default::default())?,
         windows: streams.into_iter().map(enter).collect::<Result<_, _>>()?,
-        sequence: chain::sequence(module).filter(|_| chain::rowwise(head, &module.fused)),
+        sequence: sequence(module, head),
     })
 }
 
 impl Ready<'_> {
     /// All logits, cut into pieces of bounded size, in order of window and position.
     pub fn pieces(&self) -> Vec<Piece> {
-        let rows = if self.sequence.is_some() { chunk_rows(self.head) } else { usize::MAX };
-        let mut pieces = Vec::new();
-        for (window, inputs) in self.windows.iter().enumerate() {
-            let tokens = length(inputs);
-            let cut = |first: usize| Piece { window, first, len: rows.min(tokens - first) };
-            pieces.extend((0..tokens).step_by(rows).map(cut));
-        }
-        pieces
+        let of = |(window, inputs): (usize, &Vec<_>)| pieces(self.head, self.sequence(), window, length(inputs));
+        self.windows.iter().enumerate().flat_map(of).collect()
     }
 
     /// The pieces of one window.
@@ -143,6 +137,18 @@ impl Ready<'_> {
         }
         Ok(Tensor { shape: vec![data.len() / vocab.max(1), vocab], data })
     }
+}
+
+/// The dimension along which a module's last region can be cut, if it treats each position by itself.
+pub(crate) fn sequence(module: &Module, head: &Region) -> Option<Name> {
+    chain::sequence(module).filter(|_| chain::rowwise(head, &module.fused))
+}
+
+/// The logits of one window, cut into pieces of bounded size.
+pub(crate) fn pieces(head: &Region, sequence: Option<&Name>, window: usize, tokens: usize) -> Vec<Piece> {
+    let rows = if sequence.is_some() { chunk_rows(head) } else { usize::MAX };
+    let cut = |first: usize| Piece { window, first, len: rows.min(tokens - first) };
+    (0..tokens).step_by(rows).map(cut).collect()
 }
 
 /// The stream of every window at the module's entry.

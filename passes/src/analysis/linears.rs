@@ -59,6 +59,23 @@ pub fn weights(linears: &[LinearUse]) -> Vec<WeightId> {
     out
 }
 
+/// The quantizable linears that must get one width, in order: those that read one value, because they may be joined to
+/// one product, and those that use one weight.
+pub fn units(region: &Region) -> Vec<Vec<LinearUse>> {
+    let linears = quantizable(region);
+    let mut units: Vec<Vec<usize>> = Vec::new();
+    for (i, l) in linears.iter().enumerate() {
+        let alike = |other: &usize| linears[*other].input == l.input || linears[*other].weight == l.weight;
+        let (meet, apart): (Vec<_>, Vec<_>) = units.into_iter().partition(|u| u.iter().any(alike));
+        units = apart;
+        let mut unit: Vec<usize> = meet.into_iter().flatten().chain([i]).collect();
+        unit.sort_unstable();
+        units.push(unit);
+    }
+    units.sort_unstable();
+    units.into_iter().map(|u| u.into_iter().map(|i| linears[i]).collect()).collect()
+}
+
 /// What people call a weight: its name, or the tensors that it is made of.
 pub fn label(region: &Region, weight: WeightId) -> String {
     match &region.weight(weight).name {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use awqc_ir::Quant;
+use awqc_ir::Group;
 
 use super::Rule;
 use super::statistics::SiteData;
@@ -49,12 +49,12 @@ impl Candidate {
 }
 
 /// s = 1 and then `n` candidates by `rule`, exponents evenly spaced up to 1.
-pub(super) fn grid(data: &SiteData, site: &Site, quant: Quant, rule: Rule, n: u32) -> Vec<Candidate> {
+pub(super) fn grid(data: &SiteData, site: &Site, group: Group, rule: Rule, n: u32) -> Vec<Candidate> {
     let mut out = vec![Candidate { rule: Origin::One, alpha: 0.0, scales: vec![1.0; site.free] }];
     if data.x.iter().all(|x| *x <= 0.0) {
         return out;
     }
-    let w = data.weight_mean(site, quant.group);
+    let w = data.weight_mean(site, group);
     let mut add = |rule: Origin, from: u32, n: u32| {
         for k in from..=n {
             let alpha = f64::from(k) / f64::from(n.max(1));
@@ -84,8 +84,8 @@ pub(super) fn grid(data: &SiteData, site: &Site, quant: Quant, rule: Rule, n: u3
 }
 
 /// The published grid; the published search has s = 1 in it only by the paper's rule.
-pub(super) fn published(data: &SiteData, site: &Site, quant: Quant, rule: Rule) -> Vec<Candidate> {
-    let w = data.weight_mean(site, quant.group);
+pub(super) fn published(data: &SiteData, site: &Site, group: Group, rule: Rule) -> Vec<Candidate> {
+    let w = data.weight_mean(site, group);
     let rules: &[(Origin, reference::Rule<'_>)] = match rule {
         Rule::Paper => &[(Origin::Paper, reference::Rule::Activation)],
         Rule::Duo => &[(Origin::Duo, reference::Rule::Duo(&w))],

@@ -1,6 +1,5 @@
 //! The loss of scales from the Gram matrix: tr(ΔW G ΔWᵀ) with ΔW = Q(W·s)/s − W, summed over a site's linears.
 
-use awqc_ir::Quant;
 use rayon::prelude::*;
 
 use super::candidates::Candidate;
@@ -16,7 +15,6 @@ pub(super) fn losses<'c>(
     data: &SiteData<'_>,
     consumers: impl Iterator<Item = &'c Consumer>,
     site: &Site,
-    quant: Quant,
     candidates: &[Candidate],
     weight: Weight,
     mode: Mode,
@@ -35,8 +33,8 @@ pub(super) fn losses<'c>(
                 }
             };
             let losses = match mode {
-                Mode::Search => of_consumer(consumer, &stats.gram, &columns, quant),
-                Mode::Reference => columns.iter().map(|s| published(consumer, &stats.gram, s, quant)).collect(),
+                Mode::Search => of_consumer(consumer, &stats.gram, &columns),
+                Mode::Reference => columns.iter().map(|s| published(consumer, &stats.gram, s)).collect(),
             };
             total.iter_mut().zip(losses).for_each(|(t, l)| *t += l * factor);
         }
@@ -46,7 +44,7 @@ pub(super) fn losses<'c>(
 
 /// One loss for each vector of column factors. Tiles of rows run in parallel; each goes through all candidates while
 /// its weights are at hand.
-fn of_consumer(consumer: &Consumer, gram: &[f32], columns: &[Vec<f32>], quant: Quant) -> Vec<f64> {
+fn of_consumer(consumer: &Consumer, gram: &[f32], columns: &[Vec<f32>]) -> Vec<f64> {
     let cols = consumer.weight.cols();
     if cols == 0 {
         return vec![0.0; columns.len()];
@@ -62,7 +60,7 @@ fn of_consumer(consumer: &Consumer, gram: &[f32], columns: &[Vec<f32>], quant: Q
                 delta.resize(w.len(), 0.0);
                 let one = |(s, inverse): (&Vec<f32>, &Vec<f32>)| {
                     for (w, d) in w.chunks(cols).zip(delta.chunks_mut(cols)) {
-                        kernel::scaled_error(w, s, inverse, quant, d);
+                        kernel::scaled_error(w, s, inverse, consumer.quant, d);
                     }
                     quadratic(View::new(delta, w.len() / cols, cols), gram, scratch).iter().sum()
                 };
@@ -74,8 +72,8 @@ fn of_consumer(consumer: &Consumer, gram: &[f32], columns: &[Vec<f32>], quant: Q
 }
 
 /// The same with the published way of rounding.
-fn published(consumer: &Consumer, gram: &[f32], s: &[f32], quant: Quant) -> f64 {
-    let mut delta = reference::fake_quantize(&consumer.weight.data, s, quant);
+fn published(consumer: &Consumer, gram: &[f32], s: &[f32]) -> f64 {
+    let mut delta = reference::fake_quantize(&consumer.weight.data, s, consumer.quant);
     delta.iter_mut().zip(&consumer.weight.data).for_each(|(d, w)| *d -= w);
     energy(&delta, consumer.weight.cols(), gram)
 }

@@ -1,12 +1,13 @@
 //! What the search needs to know of a site: the weights that undo its scales, and the activations that they see.
 
-use awqc_ir::{Elem, Group, Region, ValueId};
+use awqc_ir::{Elem, Group, Quant, Region, ValueId};
 
 use crate::analysis::gauge::{ParamUse, Site, per_channel};
-use crate::analysis::linears::{quantizable, weights};
+use crate::analysis::linears::{LinearUse, quantizable, weights};
 use crate::exec::{Executor, Tensor};
 use crate::facts::{Facts, InputStats};
 use crate::pass::PassError;
+use crate::scheme::Scheme;
 
 /// A linear whose columns the site multiplies.
 pub(super) struct Consumer {
@@ -16,6 +17,8 @@ pub(super) struct Consumer {
     pub(super) expert: usize,
     /// `[out, in]`.
     pub(super) weight: Tensor,
+    /// How it will be rounded.
+    pub(super) quant: Quant,
     /// The distinct values that it is used with.
     pub(super) inputs: Vec<ValueId>,
 }
@@ -38,6 +41,7 @@ impl<'f> SiteData<'f> {
     pub(super) fn gather(
         region: &Region,
         site: &Site,
+        scheme: Scheme,
         exec: &dyn Executor,
         facts: &'f Facts,
     ) -> Result<Result<SiteData<'f>, String>, PassError> {
@@ -64,8 +68,10 @@ impl<'f> SiteData<'f> {
             if !weights(&linears).contains(&p.weight) {
                 continue;
             }
+            let uses: Vec<LinearUse> = linears.iter().filter(|l| l.weight == p.weight).copied().collect();
+            let quant = scheme.of(region, &uses, facts)?;
             let mut inputs: Vec<ValueId> = Vec::new();
-            for l in linears.iter().filter(|l| l.weight == p.weight) {
+            for l in &uses {
                 if !inputs.contains(&l.input) {
                     inputs.push(l.input);
                 }
@@ -91,7 +97,7 @@ impl<'f> SiteData<'f> {
             let matrix: Vec<usize> = shape.iter().skip(shape.len().saturating_sub(2)).copied().collect();
             for (expert, part) in numbers.chunks(size.max(1)).enumerate() {
                 let weight = Tensor::new(matrix.clone(), part.to_vec());
-                data.consumers.push(Consumer { param, expert, weight, inputs: inputs.clone() });
+                data.consumers.push(Consumer { param, expert, weight, quant, inputs: inputs.clone() });
             }
         }
         if data.consumers.is_empty() {

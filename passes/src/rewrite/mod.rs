@@ -182,7 +182,7 @@ impl DynPass for RulesPass {
         if outlines { Fidelity::Exact } else { Fidelity::Rounding(256.0) }
     }
 
-    fn scheme(&self) -> Option<awqc_ir::Quant> {
+    fn scheme(&self) -> Option<crate::scheme::Scheme> {
         None
     }
 

@@ -6,7 +6,10 @@ pub mod eval;
 use std::collections::{BTreeMap, BTreeSet};
 
 use awqc_ir::{FusedDef, Region, ValueId, WeightId};
-use awqc_passes::{Afterwards, Budget, ExecError, Executor, Facts, InputStats, Pass, PassCx, Remarks, Tensor};
+use awqc_passes::{
+    Afterwards, Budget, Changed, ExecError, Executor, Facts, InputStats, Pass, PassCx, PassError, Remarks, Scheme,
+    Tensor,
+};
 
 use eval::{Matrix, Run};
 
@@ -128,23 +131,30 @@ pub struct Bench {
     pub facts: Facts,
     pub remarks: Remarks,
     pub shared: BTreeSet<String>,
-    pub scheme: Option<awqc_ir::Quant>,
+    pub scheme: Option<Scheme>,
+    pub widths: Option<Vec<u8>>,
 }
 
 impl Bench {
     pub fn new(scheme: Option<&str>) -> Self {
-        let scheme = scheme.map(|s| s.parse().unwrap());
+        let scheme = scheme.map(|s| Scheme::Uniform(s.parse().unwrap()));
         Self {
             exec: Naive::new(40),
             facts: Facts::default(),
             remarks: Remarks::default(),
             shared: BTreeSet::new(),
             scheme,
+            widths: None,
         }
     }
 
     /// Runs a pass with options in JSON.
-    pub fn pass<P: Pass>(&mut self, region: &mut Region, options: &str) -> awqc_passes::Changed {
+    pub fn pass<P: Pass>(&mut self, region: &mut Region, options: &str) -> Changed {
+        self.attempt::<P>(region, options).unwrap()
+    }
+
+    /// Runs a pass that may refuse.
+    pub fn attempt<P: Pass>(&mut self, region: &mut Region, options: &str) -> Result<Changed, PassError> {
         let (mut fused, mut budget) = (Vec::new(), Budget::default());
         let mut cx = PassCx {
             exec: &mut self.exec,
@@ -152,13 +162,14 @@ impl Bench {
             facts: &mut self.facts,
             remarks: &mut self.remarks,
             scheme: self.scheme,
+            widths: self.widths.as_deref(),
             shared: &self.shared,
             last: false,
             budget: &mut budget,
         };
         cx.remarks.enter(P::NAME, &region.name.to_string());
         let pass = P::new(serde_json::from_str(options).unwrap()).unwrap();
-        pass.run(region, &mut cx).unwrap()
+        pass.run(region, &mut cx)
     }
 
     /// The numbers under `key` in the records of a pass.

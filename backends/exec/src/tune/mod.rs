@@ -2,31 +2,25 @@
 //! that the model's predictions come nearer to those of the float model.
 //!
 //! What is made small is the mean Kullback-Leibler divergence KL(float ‖ quantized) of the predictions on calibration
-//! windows. Its gradient goes back through the model region by region: the way forth keeps what enters each region, the
-//! way back runs a region once more and asks for its gradient ([`backward`]). So no more than one region's activations
-//! and floats are in memory, whatever the number of layers. Training scales alone, end to end, is the second stage of
+//! windows. Its gradient goes back through the model region by region ([`crate::gradient`]). Training scales alone, end to end, is the second stage of
 //! EfficientQAT (arXiv 2407.11062, section 3.3); gains of norms cost nothing at run time either.
 
-mod attention;
-mod backward;
 mod moved;
 #[cfg(test)]
 mod tests;
-mod tracked;
 
 use std::collections::BTreeMap;
 
-use awqc_ir::{Module, Region, TensorSource, ValueId, Verified, WeightId};
+use awqc_ir::{Module, Region, TensorSource, Verified, WeightId};
 use awqc_passes::{ExecError, Tensor};
 use burn_backend::TensorMetadata;
-use burn_backend::ops::FloatTensorOps;
 use burn_backend::tensor::FloatTensor;
 use rayon::prelude::*;
 
-use self::backward::{Gradient, add, backward};
 use self::moved::{Moved, settle};
 use crate::chain;
 use crate::control::Control;
+use crate::gradient::{Gradient, Stream, backward, cut, join, rejoin};
 use crate::host::math::{self, exp, log_sum_exp, simd};
 use crate::host::{Host, floats, tensor};
 use crate::interp::{Interpreter, Val, Weights, upload};
@@ -197,7 +191,7 @@ impl<'a> Student<'a> {
                 let (inputs, _) = chain::enter(stream, head)?;
                 let part = |piece: &Piece| {
                     let interpreter = Interpreter::<Host> { fused: &self.module.fused, device: &Default::default() };
-                    let inputs = cut(teacher, piece, head, &inputs);
+                    let inputs = cut(teacher.sequence(), piece, head, &inputs);
                     let got = interpreter.run(head, &weights, inputs, None, &mut |_, _| Ok(()))?;
                     divergence(&got, &teacher.logits(piece)?, 1).map(|(kl, _)| (kl, piece.len))
                 };
@@ -256,11 +250,12 @@ impl<'a> Student<'a> {
             let part = |piece: &Piece| {
                 let mut kl = 0.0;
                 let want = teacher.logits(piece)?;
-                let back = backward(head, fused, &weights, &wanted, cut(teacher, piece, head, &inputs), |got| {
-                    let (sum, gradient) = divergence(got, &want, rows)?;
-                    kl = sum;
-                    Ok(vec![Some(gradient)])
-                })?;
+                let back =
+                    backward(head, fused, &weights, &wanted, cut(teacher.sequence(), piece, head, &inputs), |got| {
+                        let (sum, gradient) = divergence(got, &want, rows)?;
+                        kl = sum;
+                        Ok(vec![Some(gradient)])
+                    })?;
                 Ok((kl, back))
             };
             let mut parts = Vec::new();
@@ -270,7 +265,7 @@ impl<'a> Student<'a> {
                 gather(&mut sums, back.weights);
                 parts.push(back.inputs);
             }
-            let mut gradient = join(teacher, head, parts);
+            let mut gradient = join(teacher.sequence(), head, parts);
             gradient.resize(slots, None);
             upstream.push(gradient);
         }
@@ -295,12 +290,7 @@ impl<'a> Student<'a> {
             let passing = after.split_off(results.min(after.len()));
             let back = backward(region, fused, &weights, &wanted, inputs, |_| Ok(after))?;
             // What the region reads and does not replace also goes by it.
-            let mut before = back.inputs;
-            before.resize(before.len().max(results + passing.len()), None);
-            for (slot, gradient) in before[results..].iter_mut().zip(passing) {
-                *slot = add(slot.take(), gradient);
-            }
-            Ok((before, back.weights))
+            Ok((rejoin(back.inputs, results, passing), back.weights))
         };
         let jobs: Vec<(Stream, Gradient)> = entered.into_iter().zip(upstream).collect();
         let (mut sums, mut out) = (BTreeMap::new(), Vec::with_capacity(jobs.len()));
@@ -333,30 +323,6 @@ enum Keep {
     All,
     /// What enters the last.
     Last,
-}
-
-type Stream = Vec<Val<Host>>;
-
-/// The part of the last region's inputs that a piece of logits is made of.
-fn cut(teacher: &Ready<'_>, piece: &Piece, head: &Region, inputs: &[Val<Host>]) -> Vec<Val<Host>> {
-    match teacher.sequence() {
-        Some(sequence) => chain::positions(head, inputs, sequence, piece.first, piece.len),
-        None => inputs.to_vec(),
-    }
-}
-
-/// The gradient at the last region's inputs, of those of its pieces in order.
-fn join(teacher: &Ready<'_>, head: &Region, parts: Vec<Gradient>) -> Gradient {
-    let join = |(slot, id): (usize, ValueId)| {
-        let axis = teacher.sequence().and_then(|s| chain::axis(head, id, s));
-        let of: Vec<_> = parts.iter().filter_map(|p| p.get(slot)?.clone()).collect();
-        match axis {
-            Some(axis) if !of.is_empty() => Some(Host::float_cat(of, axis)),
-            Some(_) => None,
-            None => of.into_iter().map(Some).fold(None, add),
-        }
-    };
-    head.value_params().enumerate().map(join).collect()
 }
 
 fn no_regions() -> ExecError {

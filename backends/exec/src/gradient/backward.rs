@@ -14,14 +14,14 @@ use crate::host::{Host, take};
 use crate::interp::{Interpreter, Routed, Val, Weights};
 
 /// A gradient at each of a region's inputs or results; `None` for integers, and where it is 0.
-pub(super) type Gradient = Vec<Option<FloatTensor<Host>>>;
+pub(crate) type Gradient = Vec<Option<FloatTensor<Host>>>;
 
 /// What comes back from a region.
-pub(super) struct Back {
+pub(crate) struct Back {
     /// At its inputs.
-    pub(super) inputs: Gradient,
+    pub(crate) inputs: Gradient,
     /// At the weights that were asked for, row-major.
-    pub(super) weights: BTreeMap<WeightId, Vec<f32>>,
+    pub(crate) weights: BTreeMap<WeightId, Vec<f32>>,
 }
 
 /// Runs `region` on one window and takes the gradient `upstream` at its results back through it. `upstream` is given
@@ -29,7 +29,7 @@ pub(super) struct Back {
 ///
 /// # Errors
 /// As [`Interpreter::run`], and those of `upstream`.
-pub(super) fn backward(
+pub(crate) fn backward(
     region: &Region,
     fused: &[FusedDef],
     weights: &Weights<Host>,
@@ -92,7 +92,7 @@ fn lower(value: &Val<Tracked>) -> Val<Host> {
 }
 
 /// The sum of two gradients.
-pub(super) fn add(a: Option<FloatTensor<Host>>, b: Option<FloatTensor<Host>>) -> Option<FloatTensor<Host>> {
+pub(crate) fn add(a: Option<FloatTensor<Host>>, b: Option<FloatTensor<Host>>) -> Option<FloatTensor<Host>> {
     match (a, b) {
         (Some(a), Some(b)) => Some(Host::float_add(a, b)),
         (a, None) => a,
