@@ -31,7 +31,7 @@ pub struct TuneOptions {
 
 impl Default for TuneOptions {
     fn default() -> Self {
-        Self { steps: 64, batch: 2, rate: 1e-3, held_out: 4 }
+        Self { steps: 40, batch: 2, rate: 1e-3, held_out: 4 }
     }
 }
 
@@ -52,7 +52,7 @@ before passes that fuse ops or pack weights.
 Lossy, towards the original. Windows that are not trained on decide: if the divergence on them does not fall, nothing is
 moved.
 # Options
-`steps` (64) of Adam, `batch` (2) calibration windows in each, `rate` (0.001): the largest relative change in a step, which
+`steps` (40) of Adam, `batch` (2) calibration windows in each, `rate` (0.001): the largest relative change in a step, which
 falls to 0 as a cosine. `held-out` (4): calibration windows that are measured on only; without any, the result is kept in
 any case.
 # Reference
