@@ -182,6 +182,11 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
             Box::new(Reference::new(staging.path(), extra.into_iter().chain(config).collect()))
         }
         Format::HfAwq => {
+            if model.config.is_empty() && model.kind == Kind::Onnx {
+                let message = "a folder for transformers needs a config.json, and there is none beside the model";
+                return Err(Failure::new(Exit::BadInput, format!("{}: {message}", request.model.display()))
+                    .help("put the config.json of the exported model there, or give another target"));
+            }
             if request.pipeline.is_none()
                 && let Err(error) = emit::check(&model.module, request.quant)
             {

@@ -139,6 +139,11 @@ fn commands_take_exported_models() {
         let eval = awqc(&["eval", &out, "--ids", &ids, "--context", "12", "-q"]);
         assert_eq!(eval.code, 0, "{target}: {}", eval.err);
     }
+    // The graph alone says too little for other programs.
+    fs::remove_file(folder.join("config.json")).expect("removed");
+    let bare = awqc(&compile(model, &ids, &path(&dir, "bare"), &["--target", "hf-awq"]));
+    assert_eq!(bare.code, 4, "{}", bare.err);
+    assert!(bare.err.contains("config.json"), "{}", bare.err);
 }
 
 #[test]
