@@ -19,6 +19,8 @@ const CONFIG: &str = "preprocessor_config.json";
 pub const MARK: &str = "<image>";
 /// Most bytes that decoding an image may take.
 const LIMIT: u64 = 1 << 29;
+/// Most pixels that an image may have when it is prepared: long and narrow ones grow when they are resized.
+const PIXELS: u64 = 1 << 26;
 
 /// How images are prepared.
 #[derive(Clone, Debug, PartialEq)]
@@ -159,7 +161,19 @@ impl Preparation {
     }
 
     /// One image as numbers, `[3,H,W]`, and its lines and columns.
-    pub fn prepare(&self, image: &RgbImage) -> (Vec<f32>, u32, u32) {
+    ///
+    /// # Errors
+    /// When it would grow out of all bounds.
+    pub fn prepare(&self, image: &RgbImage) -> Result<(Vec<f32>, u32, u32), Failure> {
+        let (w, h) = image.dimensions();
+        let area = |h: u32, w: u32| u64::from(h) * u64::from(w);
+        let too_large = || {
+            let message = format!("an image of {w} times {h} pixels is too long and narrow to be resized");
+            Err(Failure::new(Exit::BadInput, message).help("cut out the part that matters"))
+        };
+        if self.square.is_some() && area(w.max(h), w.max(h)) > PIXELS {
+            return too_large();
+        }
         let mut image = match self.square {
             Some(background) => square(image, background),
             None => image.clone(),
@@ -172,6 +186,9 @@ impl Preparation {
             Some(Size::Shortest(n)) if h <= w => (n, (u64::from(n) * u64::from(w) / u64::from(h.max(1))) as u32),
             Some(Size::Shortest(n)) => ((u64::from(n) * u64::from(h) / u64::from(w.max(1))) as u32, n),
         };
+        if area(wanted.0, wanted.1) > PIXELS {
+            return too_large();
+        }
         if wanted != (h, w) {
             image = resize(&image, wanted.1, wanted.0, self.filter);
         }
@@ -190,7 +207,7 @@ impl Preparation {
                 }
             }
         }
-        (out, lines, columns)
+        Ok((out, lines, columns))
     }
 }
 
@@ -228,7 +245,7 @@ pub fn pixels(model: &Model, images: &Images, paths: &[PathBuf]) -> Result<Tenso
     let preparation = Preparation::of_model(model)?;
     let mut data = Vec::new();
     for path in paths {
-        let (numbers, lines, columns) = preparation.prepare(&read(path)?);
+        let (numbers, lines, columns) = preparation.prepare(&read(path)?)?;
         if (u64::from(lines), u64::from(columns)) != (images.height, images.width) {
             return Err(Failure::new(
                 Exit::BadInput,
@@ -294,7 +311,7 @@ mod tests {
         // Six columns, the first and last of which are cut off; no resizing is needed.
         let image =
             RgbImage::from_fn(6, 4, |x, y| Rgb([if (1..5).contains(&x) { 255 } else { 7 }, (y * 10) as u8, 51]));
-        let (numbers, lines, columns) = Preparation::of(&clip()).expect("settings").prepare(&image);
+        let (numbers, lines, columns) = Preparation::of(&clip()).expect("settings").prepare(&image).expect("numbers");
         assert_eq!((lines, columns, numbers.len()), (4, 4, 48));
         assert!(numbers[..16].iter().all(|v| (v - 1.0).abs() < 1e-6), "{numbers:?}");
         assert!((numbers[16 + 4] - (10.0 / 255.0 - 0.25) / 0.5).abs() < 1e-6);
@@ -308,13 +325,17 @@ mod tests {
             &json!({"size": {"shortest_edge": 4}, "do_center_crop": false, "do_normalize": false, "do_rescale": false}),
         )
         .expect("settings");
-        let (numbers, lines, columns) = settings.prepare(&image);
+        let (numbers, lines, columns) = settings.prepare(&image).expect("numbers");
         assert_eq!((lines, columns), (4, 10));
         assert!(numbers.iter().all(|v| *v == 100.0));
         let padded = Preparation { square: Some(Rgb([1, 2, 3])), ..settings };
-        let (numbers, lines, columns) = padded.prepare(&RgbImage::from_pixel(4, 2, Rgb([9, 9, 9])));
+        let (numbers, lines, columns) = padded.prepare(&RgbImage::from_pixel(4, 2, Rgb([9, 9, 9]))).expect("numbers");
         assert_eq!((lines, columns), (4, 4));
         assert!((numbers[0] - 1.0).abs() < 1e-6 && (numbers[5] - 9.0).abs() < 1e-6, "{numbers:?}");
+        // A line of pixels would become four lines of eighty million.
+        let line = RgbImage::new(20_000_000, 1);
+        let e = Preparation { square: None, ..padded }.prepare(&line).expect_err("too large");
+        assert!(e.message.contains("too long and narrow"), "{e}");
     }
 
     #[test]
