@@ -168,7 +168,7 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
         let widths = allocation.as_ref().map_or(vec![request.quant.bits], |a| a.mixture.widths.clone());
         for bits in widths {
             awqc_cuda::check(&model.module, Quant { bits, ..request.quant }).map_err(|e| {
-                Failure::from(e).help("another --group may fit, or another target: cpu-native runs every shape")
+                Failure::from(e).help("another --group may fit, or another target: reference runs every model")
             })?;
         }
     }
@@ -408,13 +408,15 @@ pub fn compilable(model: &Model, pipeline: &str) -> Result<(), Failure> {
         for (_, node) in region.nodes() {
             let quantized = |o: &Operand| region.operand_type(*o).elem.quant().is_some();
             if matches!(node.op, Op::Linear(_)) && node.operands.iter().any(quantized) {
-                return Err(Failure::new(
-                    Exit::Unsupported,
-                    format!("the model is quantized already (in {})", region.name),
-                )
-                .help(format!(
-                    "keep its codes with --passes \"{pipeline}\", or compile the float checkpoint that it was made from"
-                )));
+                let failure =
+                    Failure::new(Exit::Unsupported, format!("the model is quantized already (in {})", region.name));
+                // A pipeline that did nothing else has nothing to keep.
+                return Err(match pipeline.steps.as_slice() {
+                    [] => failure.help("compile the float checkpoint that it was made from, or give another target"),
+                    [..] => failure.help(format!(
+                        "keep its codes with --passes \"{pipeline}\", or compile the float checkpoint that it was made from"
+                    )),
+                });
             }
         }
     }
