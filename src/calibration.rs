@@ -5,8 +5,9 @@ use std::str::FromStr;
 
 use serde_json::json;
 
-use crate::failure::{Exit, Failure};
-use crate::tokens::{Tokenizer, read_ids, windows};
+use crate::failure::Failure;
+use crate::model::Model;
+use crate::tokens::{read_ids, windows};
 
 /// The text that this project wrote for the purpose; see `assets/README.md`.
 const BUILTIN: &str = include_str!("../assets/calibration.txt");
@@ -43,16 +44,14 @@ impl Calibration {
     /// When there is no tokenizer for text, a file cannot be read, or there is less than one window.
     pub fn windows(
         &self,
-        tokenizer: Option<&Tokenizer>,
+        model: &Model,
         samples: usize,
         length: usize,
         generate: impl FnOnce(usize, usize) -> Result<Vec<Vec<i32>>, Failure>,
     ) -> Result<Vec<Vec<i32>>, Failure> {
         let encode = |text: &str, what: &str| {
-            let tokenizer = tokenizer.ok_or_else(|| {
-                Failure::new(Exit::BadInput, "the model has no tokenizer.json, so calibration text cannot be tokenized")
-                    .help("give token ids with --calib-ids, or let the model write its own text with --calib self")
-            })?;
+            let otherwise = "give token ids with --calib-ids, or let the model write its own text with --calib self";
+            let tokenizer = model.tokenizer(otherwise)?;
             windows(&tokenizer.encode(text)?, length, samples, what)
         };
         match self {

@@ -83,12 +83,16 @@ impl Model {
         file.read().map_err(|e| Failure::new(Exit::BadInput, e))
     }
 
-    /// The tokenizer, if the model has one.
+    /// The tokenizer. `otherwise` is what can be done without one.
     ///
     /// # Errors
-    /// When `tokenizer.json` is damaged.
-    pub fn tokenizer(&self) -> Result<Option<Tokenizer>, Failure> {
-        self.file("tokenizer.json")?.map(|bytes| Tokenizer::from_bytes(&bytes)).transpose()
+    /// When there is no `tokenizer.json`, or it is damaged.
+    pub fn tokenizer(&self, otherwise: &str) -> Result<Tokenizer, Failure> {
+        let bytes = self.file("tokenizer.json")?.ok_or_else(|| {
+            let message = format!("{}: there is no tokenizer.json, so text cannot be tokenized", self.path.display());
+            Failure::new(Exit::BadInput, message).help(otherwise)
+        })?;
+        Tokenizer::from_bytes(&bytes)
     }
 
     /// At most `limit` windows of a text: tokenized whole, no token added, cut without overlap.
@@ -97,9 +101,7 @@ impl Model {
     /// When it cannot be read, is too short, or the model has no tokenizer.
     pub fn windows(&self, path: &Path, context: usize, limit: usize) -> Result<Vec<Vec<i32>>, Failure> {
         let text = std::fs::read_to_string(path).map_err(|e| Failure::io(path, &e))?;
-        let tokenizer = self.tokenizer()?.ok_or_else(|| {
-            Failure::new(Exit::BadInput, "the model has no tokenizer.json").help("give token ids with --ids")
-        })?;
+        let tokenizer = self.tokenizer("put one into the model's folder, or give token ids with --ids")?;
         windows(&tokenizer.encode(&text)?, context, limit, &path.display().to_string())
     }
 

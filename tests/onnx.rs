@@ -136,7 +136,7 @@ fn commands_take_exported_models() {
         let done = json(&compile(model, &ids, &out, &["--bits", "4", "--target", target, "--json"]));
         assert!(done["bits_per_weight"].as_f64().is_some_and(|b| b < 7.0), "{target}: {}", done["bits_per_weight"]);
         // The output of hf-awq is a checkpoint that the family's template knows.
-        let eval = awqc(&["eval", &out, "--ids", &ids, "--context", "12", "-q"]);
+        let eval = awqc(&["eval", &out, "--ids", &ids, "-q"]);
         assert_eq!(eval.code, 0, "{target}: {}", eval.err);
     }
     // The graph alone says too little for other programs.

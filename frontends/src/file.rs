@@ -11,7 +11,7 @@ use crate::error::ImportError;
 
 /// A file and its length when it was opened.
 #[derive(Debug)]
-pub(crate) struct DataFile {
+pub struct DataFile {
     pub(crate) path: PathBuf,
     pub(crate) len: u64,
     file: File,

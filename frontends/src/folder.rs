@@ -6,9 +6,9 @@ use std::sync::Arc;
 use awqc_ir::TensorSource;
 
 use crate::error::ImportError;
-use crate::pickle::{self, Pickled};
-use crate::safetensors::{self, Safetensors};
-use crate::shards::{Files, open_index};
+use crate::pickle::{self, PickleFormat};
+use crate::safetensors::{self, SafetensorsFormat};
+use crate::shards::{Format, Shards};
 
 /// Files that training leaves beside a model: no weights are in them.
 const NO_MODEL: [&str; 4] = ["training_args", "optimizer", "scheduler", "rng_state"];
@@ -20,10 +20,10 @@ const NO_MODEL: [&str; 4] = ["training_args", "optimizer", "scheduler", "rng_sta
 /// When there are none, or more than one and no index, or what there is cannot be opened.
 pub(crate) fn open_folder(folder: &Path) -> Result<Arc<dyn TensorSource>, ImportError> {
     if let Some(found) = find(folder, safetensors::INDEX, "model.safetensors", &["safetensors"])? {
-        return found.open::<Safetensors>();
+        return found.open::<SafetensorsFormat>();
     }
     match find(folder, pickle::INDEX, "pytorch_model.bin", &pickle::EXTENSIONS)? {
-        Some(found) => found.open::<Pickled>(),
+        Some(found) => found.open::<PickleFormat>(),
         None => Err(ImportError::path(
             folder,
             "has no model.safetensors, no pytorch_model.bin and no index of either: it is not a model folder",
@@ -37,20 +37,22 @@ pub(crate) fn open_folder(folder: &Path) -> Result<Arc<dyn TensorSource>, Import
 /// When it cannot be opened.
 pub(crate) fn open_file(path: &Path, pickled: bool) -> Result<Arc<dyn TensorSource>, ImportError> {
     if pickled {
-        shard_or_all::<Pickled>(path, pickle::INDEX)
+        shard_or_all::<PickleFormat>(path, pickle::INDEX)
     } else {
-        shard_or_all::<Safetensors>(path, safetensors::INDEX)
+        shard_or_all::<SafetensorsFormat>(path, safetensors::INDEX)
     }
 }
 
-fn shard_or_all<F: Files + 'static>(path: &Path, index: &str) -> Result<Arc<dyn TensorSource>, ImportError> {
-    let mut shard = F::default();
-    shard.add(path)?;
+fn shard_or_all<F>(path: &Path, index: &str) -> Result<Arc<dyn TensorSource>, ImportError>
+where
+    F: Format,
+    Shards<F>: TensorSource + 'static,
+{
+    let shard = Shards::<F>::open(path)?;
     let index = path.parent().unwrap_or(Path::new(".")).join(index);
     if index.is_file() {
-        let all: F = open_index(&index)?;
-        let named = |t: &String| all.file_of(t).and_then(Path::file_name) == path.file_name();
-        if all.names().iter().any(named) {
+        let all = Shards::<F>::open_index(&index)?;
+        if all.paths().any(|p| p.file_name() == path.file_name()) {
             return Ok(Arc::new(all));
         }
     }
@@ -64,14 +66,14 @@ enum Found {
 }
 
 impl Found {
-    fn open<F: Files + 'static>(self) -> Result<Arc<dyn TensorSource>, ImportError> {
+    fn open<F>(self) -> Result<Arc<dyn TensorSource>, ImportError>
+    where
+        F: Format,
+        Shards<F>: TensorSource + 'static,
+    {
         Ok(match self {
-            Found::Index(path) => Arc::new(open_index::<F>(&path)?),
-            Found::File(path) => {
-                let mut out = F::default();
-                out.add(&path)?;
-                Arc::new(out)
-            }
+            Found::Index(path) => Arc::new(Shards::<F>::open_index(&path)?),
+            Found::File(path) => Arc::new(Shards::<F>::open(&path)?),
         })
     }
 }

@@ -3,15 +3,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use awqc_ir::{RawTensor, Stored, TensorError, TensorInfo, TensorSource};
+use awqc_ir::{Stored, TensorInfo};
 use safetensors::tensor::{Dtype, TensorInfo as Entry};
 use serde::de::{Deserializer as _, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use crate::error::ImportError;
 use crate::file::DataFile;
-use crate::shards::{Files, open_index};
+use crate::shards::{Format, Shards};
 
 /// The index of a sharded checkpoint.
 pub const INDEX: &str = "model.safetensors.index.json";
@@ -19,48 +19,30 @@ pub const INDEX: &str = "model.safetensors.index.json";
 /// Largest header that is believed, as in the format's reference implementation.
 const MAX_HEADER: u64 = 100_000_000;
 
-/// Tensors of one or more safetensors files.
-#[derive(Debug, Default)]
-pub struct Safetensors {
-    files: Vec<DataFile>,
-    tensors: BTreeMap<String, Place>,
-}
-
+/// The format.
 #[derive(Debug)]
-struct Place {
-    file: usize,
+pub enum SafetensorsFormat {}
+
+/// Tensors of one or more safetensors files.
+pub type Safetensors = Shards<SafetensorsFormat>;
+
+/// A tensor in its file.
+#[derive(Debug)]
+pub struct Place {
     at: u64,
     len: u64,
     info: TensorInfo,
 }
 
 impl Safetensors {
-    /// Opens a single file.
-    ///
-    /// # Errors
-    /// When it cannot be read or its header is wrong.
-    pub fn open(path: &Path) -> Result<Self, ImportError> {
-        let mut out = Self::default();
-        out.add(path)?;
-        Ok(out)
-    }
-
-    /// As [`Safetensors::open`], with the file mapped into memory: [`TensorSource::mapped`] then gives every tensor.
+    /// As [`Shards::open`], with the file mapped into memory: [`awqc_ir::TensorSource::mapped`] then gives every tensor.
     ///
     /// # Errors
     /// As there, and when the file cannot be mapped.
     pub fn open_mapped(path: &Path) -> Result<Self, ImportError> {
         let mut out = Self::open(path)?;
-        out.files.iter_mut().try_for_each(DataFile::map)?;
+        out.map()?;
         Ok(out)
-    }
-
-    /// Opens every shard that an index names, and checks that index and shards agree.
-    ///
-    /// # Errors
-    /// When the index is not understood, a shard or tensor is missing, or a shard's header is wrong.
-    pub fn open_index(index: &Path) -> Result<Self, ImportError> {
-        open_index(index)
     }
 
     /// The CRC-32 of a tensor's bytes; `None` if there is no such tensor.
@@ -68,26 +50,19 @@ impl Safetensors {
     /// # Errors
     /// When it cannot be read.
     pub fn crc32(&self, name: &str) -> Result<Option<u32>, ImportError> {
-        let Some((place, file)) = self.tensors.get(name).and_then(|p| Some((p, self.files.get(p.file)?))) else {
-            return Ok(None);
-        };
+        let Some((file, place)) = self.find(name) else { return Ok(None) };
         file.crc32(place.at, place.len).map(Some).map_err(|e| ImportError::io(&file.path, e))
-    }
-
-    /// The files, in order.
-    pub fn paths(&self) -> impl Iterator<Item = &PathBuf> {
-        self.files.iter().map(|f| &f.path)
     }
 }
 
-impl Files for Safetensors {
-    fn add(&mut self, path: &Path) -> Result<(), ImportError> {
-        let file = DataFile::open(path)?;
-        let index = self.files.len();
-        for (name, entry, at) in read_header(&file)? {
+impl Format for SafetensorsFormat {
+    type Place = Place;
+
+    fn entries(file: &DataFile) -> Result<Vec<(String, Place)>, ImportError> {
+        let place = |(name, entry, at): (String, Entry, u64)| {
             let Some(stored) = stored(entry.dtype) else {
                 return Err(ImportError::unsupported(
-                    path,
+                    &file.path,
                     format!(
                         "tensor `{name}` is stored as {:?}; F32, F16, BF16, F64, I64, I32, I16, I8 and U8 are read",
                         entry.dtype
@@ -95,50 +70,21 @@ impl Files for Safetensors {
                 ));
             };
             let len = (entry.data_offsets.1 - entry.data_offsets.0) as u64;
-            let info = TensorInfo { stored, shape: entry.shape };
-            if let Some(other) = self.tensors.insert(name.clone(), Place { file: index, at, len, info }) {
-                let other = self.files.get(other.file).map_or(Path::new(""), |f| &f.path);
-                return Err(ImportError::malformed(
-                    path,
-                    format!("tensor `{name}` is also in {}: remove one of the files", other.display()),
-                ));
-            }
-        }
-        self.files.push(file);
-        Ok(())
-    }
-
-    fn file_of(&self, tensor: &str) -> Option<&Path> {
-        self.files.get(self.tensors.get(tensor)?.file).map(|f| f.path.as_path())
-    }
-}
-
-impl TensorSource for Safetensors {
-    fn names(&self) -> Vec<String> {
-        self.tensors.keys().cloned().collect()
-    }
-
-    fn info(&self, name: &str) -> Option<TensorInfo> {
-        self.tensors.get(name).map(|t| t.info.clone())
-    }
-
-    fn mapped(&self, name: &str) -> Option<&[u8]> {
-        let place = self.tensors.get(name)?;
-        self.files.get(place.file)?.mapped(place.at, place.len)
-    }
-
-    fn read(&self, name: &str) -> Result<RawTensor, TensorError> {
-        let Some((place, file)) = self.tensors.get(name).and_then(|p| Some((p, self.files.get(p.file)?))) else {
-            return Err(TensorError(format!("there is no tensor `{name}` in the checkpoint")));
+            Ok((name, Place { at, len, info: TensorInfo { stored, shape: entry.shape } }))
         };
-        let bytes = file.read(place.at, place.len).map_err(|e| {
-            let path = file.path.display();
-            TensorError(format!(
-                "cannot read the {} bytes of tensor `{name}` in {path}: {e}; was the file changed?",
-                place.len
-            ))
-        })?;
-        Ok(RawTensor { info: place.info.clone(), bytes })
+        read_header(file)?.into_iter().map(place).collect()
+    }
+
+    fn info(place: &Place) -> &TensorInfo {
+        &place.info
+    }
+
+    fn read(file: &DataFile, place: &Place) -> Result<Vec<u8>, std::io::Error> {
+        file.read(place.at, place.len)
+    }
+
+    fn mapped<'f>(file: &'f DataFile, place: &Place) -> Option<&'f [u8]> {
+        file.mapped(place.at, place.len)
     }
 }
 
@@ -162,7 +108,7 @@ fn stored(dtype: Dtype) -> Option<Stored> {
 /// that its shape and type need, and begins where the one before it ends.
 fn read_header(file: &DataFile) -> Result<Vec<(String, Entry, u64)>, ImportError> {
     let bad = |problem: String| ImportError::malformed(&file.path, problem);
-    let short = "the file is damaged or incomplete; download it again";
+    let short = "the file is damaged or incomplete; download or compile it again";
     if file.len < 8 {
         return Err(bad(format!("is {} bytes long, too short for a safetensors header: {short}", file.len)));
     }

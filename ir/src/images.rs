@@ -52,45 +52,13 @@ impl Module {
         let [channels, height, width] = takes_pixels(self.regions.first()?)?;
         let (mut token, mut tokens) = (None, 0);
         for (region, node) in self.regions.iter().flat_map(|r| r.nodes().map(move |(_, n)| (r, n))) {
-            match &node.op {
-                Op::Place(place) => {
-                    let rows = node.operands.get(2).map(|o| region.operand_type(*o));
-                    let rows = rows.and_then(|ty| ty.shape.get(1)?.as_const());
-                    (token, tokens) = (Some(place.token), rows.unwrap_or(0));
-                }
-                Op::Count(count) => (token, tokens) = (Some(count.token), 1),
-                Op::Embedding(_)
-                | Op::Linear(_)
-                | Op::RmsNorm(_)
-                | Op::LayerNorm(_)
-                | Op::RopeTable(_)
-                | Op::Rope(_)
-                | Op::Sdpa(_)
-                | Op::Silu(_)
-                | Op::Sigmoid(_)
-                | Op::Gelu(_)
-                | Op::Relu(_)
-                | Op::Add(_)
-                | Op::Mul(_)
-                | Op::Scale(_)
-                | Op::Softcap(_)
-                | Op::Clamp(_)
-                | Op::Split(_)
-                | Op::Concat(_)
-                | Op::Repeat(_)
-                | Op::Softmax(_)
-                | Op::TopK(_)
-                | Op::Dispatch(_)
-                | Op::Combine(_)
-                | Op::Patches(_)
-                | Op::Merge(_)
-                | Op::Learned(_)
-                | Op::Append(_)
-                | Op::Cut(_)
-                | Op::CrossSdpa(_)
-                | Op::Gate(_)
-                | Op::Foreign(_)
-                | Op::Fused(_) => {}
+            if let Op::Place(place) = &node.op {
+                let rows = node.operands.get(2).map(|o| region.operand_type(*o));
+                let rows = rows.and_then(|ty| ty.shape.get(1)?.as_const());
+                (token, tokens) = (Some(place.token), rows.unwrap_or(0));
+            }
+            if let Op::Count(count) = &node.op {
+                (token, tokens) = (Some(count.token), 1);
             }
         }
         Some(Images { channels, height, width, token, tokens })

@@ -276,6 +276,7 @@ pub mod module;
 pub mod op;
 pub mod panels;
 pub mod region;
+pub mod streams;
 pub mod tensor;
 pub mod text;
 pub mod tiles;

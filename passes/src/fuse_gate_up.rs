@@ -1,6 +1,6 @@
 //! Joins the two linears of a gated feed-forward block.
 
-use awqc_ir::{Def, NodeId, Op, Operand, Region, ValueId};
+use awqc_ir::{Def, NodeId, Op, Region, ValueId};
 
 use crate::pass::{Changed, Fidelity, Pass, PassCx, PassError};
 use crate::rewrite::parallel_linear;
@@ -79,45 +79,16 @@ enum Side {
 
 fn side(region: &Region, value: ValueId) -> Option<Side> {
     let Def::Result(id, _) = region.value(value).def else { return None };
-    match region.node(id).op {
-        Op::Linear(_) => Some(Side::Plain(id)),
-        Op::Silu(_) | Op::Gelu(_) | Op::Relu(_) => match region.node(id).operands.first() {
-            Some(Operand::Value(inner)) => match side(region, *inner)? {
-                Side::Plain(linear) => Some(Side::Activated(linear)),
-                // Two activations in a row are not a gate.
-                Side::Activated(_) => None,
-            },
-            Some(Operand::Weight(_)) | None => None,
-        },
-        Op::Embedding(_)
-        | Op::RmsNorm(_)
-        | Op::LayerNorm(_)
-        | Op::RopeTable(_)
-        | Op::Rope(_)
-        | Op::Sdpa(_)
-        | Op::Add(_)
-        | Op::Mul(_)
-        | Op::Scale(_)
-        | Op::Sigmoid(_)
-        | Op::Softcap(_)
-        | Op::Clamp(_)
-        | Op::Split(_)
-        | Op::Concat(_)
-        | Op::Repeat(_)
-        | Op::Softmax(_)
-        | Op::TopK(_)
-        | Op::Dispatch(_)
-        | Op::Combine(_)
-        | Op::Patches(_)
-        | Op::Merge(_)
-        | Op::Place(_)
-        | Op::Learned(_)
-        | Op::Append(_)
-        | Op::Cut(_)
-        | Op::Count(_)
-        | Op::CrossSdpa(_)
-        | Op::Gate(_)
-        | Op::Foreign(_)
-        | Op::Fused(_) => None,
+    let node = region.node(id);
+    if matches!(node.op, Op::Linear(_)) {
+        return Some(Side::Plain(id));
+    }
+    if !matches!(node.op, Op::Silu(_) | Op::Gelu(_) | Op::Relu(_)) {
+        return None;
+    }
+    match side(region, node.operands.first()?.value()?)? {
+        Side::Plain(linear) => Some(Side::Activated(linear)),
+        // Two activations in a row are not a gate.
+        Side::Activated(_) => None,
     }
 }

@@ -79,40 +79,16 @@ fn maker(region: &Region, value: ValueId) -> Result<NodeId, ValueId> {
     loop {
         let Def::Result(id, _) = region.value(at).def else { return Err(at) };
         let node = region.node(id);
-        match node.op {
-            Op::Linear(_) => return Ok(id),
-            Op::Rope(_) | Op::RmsNorm(_) | Op::LayerNorm(_) | Op::Scale(_) | Op::Softcap(_) | Op::Clamp(_) => {}
-            Op::Embedding(_)
-            | Op::RopeTable(_)
-            | Op::Sdpa(_)
-            | Op::Silu(_)
-            | Op::Sigmoid(_)
-            | Op::Gelu(_)
-            | Op::Relu(_)
-            | Op::Add(_)
-            | Op::Mul(_)
-            | Op::Split(_)
-            | Op::Concat(_)
-            | Op::Repeat(_)
-            | Op::Softmax(_)
-            | Op::TopK(_)
-            | Op::Dispatch(_)
-            | Op::Combine(_)
-            | Op::Patches(_)
-            | Op::Merge(_)
-            | Op::Place(_)
-            | Op::Learned(_)
-            | Op::Append(_)
-            | Op::Cut(_)
-            | Op::Count(_)
-            | Op::CrossSdpa(_)
-            | Op::Gate(_)
-            | Op::Foreign(_)
-            | Op::Fused(_) => return Err(at),
+        if matches!(node.op, Op::Linear(_)) {
+            return Ok(id);
         }
+        let passes = matches!(
+            node.op,
+            Op::Rope(_) | Op::RmsNorm(_) | Op::LayerNorm(_) | Op::Scale(_) | Op::Softcap(_) | Op::Clamp(_)
+        );
         match node.operands.first() {
-            Some(Operand::Value(v)) => at = *v,
-            Some(Operand::Weight(_)) | None => return Err(at),
+            Some(Operand::Value(v)) if passes => at = *v,
+            Some(_) | None => return Err(at),
         }
     }
 }

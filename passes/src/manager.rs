@@ -145,6 +145,13 @@ impl Manager {
         self.passes.iter().map(|p| p.name()).zip(self.times.iter().copied())
     }
 
+    /// Counts time that the driver spent on the pass at this place of the pipeline.
+    pub fn add_time(&mut self, index: usize, time: Duration) {
+        if let Some(total) = self.times.get_mut(index) {
+            *total += time;
+        }
+    }
+
     /// The quantization that the first `quantize` behind pass `index` will apply.
     fn scheme(&self, index: usize) -> Option<Scheme> {
         self.passes.iter().skip(index + 1).find_map(|p| p.scheme())

@@ -23,7 +23,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE", conflicts_with = "text")]
     ids: Option<PathBuf>,
     /// Tokens in a window; all but the first are targets.
-    #[arg(long, default_value_t = 512, value_name = "N")]
+    #[arg(long, default_value_t = 512, value_name = "N", conflicts_with = "ids")]
     context: usize,
     /// At most so many windows.
     #[arg(long, value_name = "N")]

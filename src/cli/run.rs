@@ -57,9 +57,7 @@ pub(super) struct Args {
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     let model = Model::open(&args.model)?;
-    let tokenizer = model
-        .tokenizer()?
-        .ok_or_else(|| Failure::new(Exit::BadInput, "the model has no tokenizer.json, so text cannot be tokenized"))?;
+    let tokenizer = model.tokenizer("put the one of the original model into its folder")?;
     let prompt = if args.chat { chat(&model, args)? } else { args.prompt.clone() };
     let images = match (model.module.images(), args.image.len()) {
         (_, 0) => None,

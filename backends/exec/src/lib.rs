@@ -3,6 +3,7 @@
 
 mod chain;
 pub mod control;
+pub mod coverage;
 pub mod emit;
 pub mod executor;
 mod gradient;

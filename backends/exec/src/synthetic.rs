@@ -88,48 +88,18 @@ fn table_rows(region: &Region, fused: &[FusedDef], value: ValueId) -> Option<u64
             if *operand != Operand::Value(value) {
                 continue;
             }
-            let found = match &node.op {
-                Op::Embedding(e) => node.operands.get(1).and_then(|t| {
-                    let rows = region.operand_type(*t).shape.first().and_then(Dim::as_const)?;
-                    Some(rows.saturating_sub(u64::from(e.offset)))
-                }),
-                Op::Fused(call) => fused.iter().find(|d| d.name == call.callee).and_then(|d| {
-                    let param = d.body.params().get(i)?.value()?;
-                    table_rows(&d.body, fused, param)
-                }),
+            let found = if let Op::Embedding(e) = &node.op {
+                let table = node.operands.get(1).map(|t| region.operand_type(*t));
+                let rows = table.and_then(|ty| ty.shape.first().and_then(Dim::as_const));
+                rows.map(|rows| rows.saturating_sub(u64::from(e.offset)))
+            } else if let Op::Fused(call) = &node.op {
+                let body = fused.iter().find(|d| d.name == call.callee).map(|d| &d.body);
+                body.and_then(|body| table_rows(body, fused, body.params().get(i)?.value()?))
+            } else if let Op::CrossSdpa(_) = &node.op {
                 // The pieces of a memory: of the first of each sequence there is always one.
-                Op::CrossSdpa(_) => Some(2),
-                Op::Linear(_)
-                | Op::RmsNorm(_)
-                | Op::LayerNorm(_)
-                | Op::RopeTable(_)
-                | Op::Rope(_)
-                | Op::Sdpa(_)
-                | Op::Silu(_)
-                | Op::Sigmoid(_)
-                | Op::Gelu(_)
-                | Op::Relu(_)
-                | Op::Add(_)
-                | Op::Mul(_)
-                | Op::Scale(_)
-                | Op::Softcap(_)
-                | Op::Clamp(_)
-                | Op::Split(_)
-                | Op::Concat(_)
-                | Op::Repeat(_)
-                | Op::Softmax(_)
-                | Op::TopK(_)
-                | Op::Dispatch(_)
-                | Op::Combine(_)
-                | Op::Patches(_)
-                | Op::Merge(_)
-                | Op::Learned(_)
-                | Op::Append(_)
-                | Op::Cut(_)
-                | Op::Place(_)
-                | Op::Count(_)
-                | Op::Gate(_)
-                | Op::Foreign(_) => None,
+                Some(2)
+            } else {
+                None
             };
             rows = match (rows, found) {
                 (Some(a), Some(b)) => Some(a.min(b)),

@@ -53,12 +53,7 @@ pub(crate) fn instantiate(
         }
     }
     let mut useless: BTreeSet<String> = BTreeSet::new();
-    let ours = |stored: &str| {
-        let aliases = &mut family.aliases.iter();
-        let alias = aliases.find_map(|(theirs, ours)| Some(format!("{ours}{}", stored.strip_prefix(theirs.as_str())?)));
-        alias.unwrap_or_else(|| stored.to_owned())
-    };
-    for name in checkpoint.names().iter().map(|stored| ours(stored)) {
+    for name in checkpoint.names().iter().map(|stored| family.name_of(stored)) {
         for (pattern, when) in &numbered {
             let number = pattern.matches(&name).flatten().and_then(|n| n.parse().ok());
             if number.is_some() && truth(&when.0, &ConfigEnv { path, config, number })? {
@@ -67,7 +62,7 @@ pub(crate) fn instantiate(
         }
     }
     let rename = |stored: &str| {
-        let name = ours(stored);
+        let name = family.name_of(stored);
         (!useless.contains(&name) && !ignored.iter().any(|p| p.matches(&name).is_some())).then_some(name)
     };
     let view = View::new(checkpoint, rename)

@@ -67,6 +67,14 @@ pub struct Family {
     pub template: String,
 }
 
+impl Family {
+    /// The name in the template of a tensor of a checkpoint: its own, but for the prefixes that others use.
+    pub fn name_of(&self, stored: &str) -> String {
+        let other = |(theirs, ours): &(String, String)| Some(format!("{ours}{}", stored.strip_prefix(theirs)?));
+        self.aliases.iter().find_map(other).unwrap_or_else(|| stored.to_owned())
+    }
+}
+
 /// A folder with a part of the model: its tensors are called by the folder's name, a dot, and their own.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Part {

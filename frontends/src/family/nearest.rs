@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value as Json};
 
 use super::Family;
-use crate::quantized::{CODES, PARTS};
+use crate::quantized::PARTS;
 
 /// A family and how well a checkpoint fits it.
 pub(crate) struct Nearest {
@@ -71,7 +71,7 @@ fn fit(family: &Family, config: &Map<String, Json>, names: &[String]) -> Nearest
     let (required, optional) = kinds(&family.template);
     let known = |n: &String| required.contains(n) || optional.contains(n);
     let seen = |prefix: &Prefix| -> BTreeSet<String> {
-        let named = names.iter().map(|n| alias(family, prefix.apply(&logical(n))));
+        let named = names.iter().map(|n| family.name_of(&prefix.apply(&logical(n))));
         // What is ignored under a condition may be of use without it.
         let ignored = |n: &String| family.ignore.iter().any(|(p, _)| p.matches(n).is_some());
         named.filter(|n| known(&starred(n)) || !ignored(n)).map(|n| starred(&n)).collect()
@@ -104,16 +104,10 @@ fn fit(family: &Family, config: &Map<String, Json>, names: &[String]) -> Nearest
 
 /// The weight that a tensor is, or is a part of.
 fn logical(name: &str) -> String {
-    if let Some(stem) = CODES.iter().chain(&PARTS).find_map(|p| name.strip_suffix(p)) {
+    if let Some(stem) = PARTS.iter().find_map(|p| name.strip_suffix(p)) {
         return format!("{stem}.weight");
     }
     name.to_owned()
-}
-
-fn alias(family: &Family, name: String) -> String {
-    let found =
-        family.aliases.iter().find_map(|(theirs, ours)| Some(format!("{ours}{}", name.strip_prefix(theirs.as_str())?)));
-    found.unwrap_or(name)
 }
 
 /// A name with `*` for each number.
@@ -172,7 +166,7 @@ fn kinds(template: &str) -> (BTreeSet<String>, BTreeSet<String>) {
     (required, optional)
 }
 
-/// A name with `*` for each placeholder.
+/// A name with `*` for each `{…}`.
 fn holes(name: &str) -> String {
     let mut parts = name.split('{');
     let head = parts.next().unwrap_or("").to_owned();

@@ -230,7 +230,7 @@ impl<'f> Reader<'f> {
                 (1, _) => name = self.text(&field)?,
                 (2, Field::Fixed32(bits)) => value = Attribute::Float(f32::from_bits(*bits)),
                 (3, Field::Varint(n)) => value = Attribute::Int(*n as i64),
-                (4, _) => value = Attribute::Text(self.text(&field).unwrap_or_default()),
+                (4, _) => value = self.text(&field).map_or(Attribute::Other, Attribute::Text),
                 (5, _) => value = Attribute::Tensor(self.tensor(self.message(&field)?)?.1),
                 (7, Field::Fixed32(bits)) => floats.push(f32::from_bits(*bits)),
                 (7, Field::Span { .. }) => {

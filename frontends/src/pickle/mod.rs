@@ -12,11 +12,11 @@ mod zip;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use awqc_ir::{RawTensor, TensorError, TensorInfo, TensorSource};
+use awqc_ir::TensorInfo;
 
 use crate::error::ImportError;
 use crate::file::DataFile;
-use crate::shards::Files;
+use crate::shards::{Format, Shards};
 use input::Input;
 use machine::{Id, Machine, Value, View};
 use zip::Entry;
@@ -65,17 +65,16 @@ impl PickleError {
     }
 }
 
+/// The format.
+#[derive(Debug)]
+pub enum PickleFormat {}
+
 /// Tensors of one or more pickled files.
-#[derive(Debug, Default)]
-pub struct Pickled {
-    files: Vec<DataFile>,
-    tensors: BTreeMap<String, Place>,
-}
+pub type Pickled = Shards<PickleFormat>;
 
 /// A tensor in its file. Every element lies inside of its storage.
 #[derive(Debug)]
-struct Place {
-    file: usize,
+pub struct Place {
     /// Where its first element is.
     at: u64,
     /// Bytes from there to the end of its last element.
@@ -85,61 +84,23 @@ struct Place {
     strides: Option<Vec<usize>>,
 }
 
-impl Pickled {
-    /// Opens a single file.
-    ///
-    /// # Errors
-    /// When it cannot be read, is damaged, or holds anything else than tensors.
-    pub fn open(path: &Path) -> Result<Self, ImportError> {
-        let mut out = Self::default();
-        out.add(path)?;
-        Ok(out)
-    }
-}
+impl Format for PickleFormat {
+    type Place = Place;
 
-impl Files for Pickled {
-    fn add(&mut self, path: &Path) -> Result<(), ImportError> {
-        let file = DataFile::open(path)?;
-        for (name, place) in read(&file, self.files.len()).map_err(|e| e.of(path))? {
-            if let Some(other) = self.tensors.insert(name.clone(), place) {
-                let other = self.files.get(other.file).map_or(Path::new(""), |f| &f.path);
-                return Err(ImportError::malformed(
-                    path,
-                    format!("tensor `{name}` is also in {}: remove one of the files", other.display()),
-                ));
-            }
-        }
-        self.files.push(file);
-        Ok(())
+    fn entries(file: &DataFile) -> Result<Vec<(String, Place)>, ImportError> {
+        read(file).map_err(|e| e.of(&file.path))
     }
 
-    fn file_of(&self, tensor: &str) -> Option<&Path> {
-        self.files.get(self.tensors.get(tensor)?.file).map(|f| f.path.as_path())
-    }
-}
-
-impl TensorSource for Pickled {
-    fn names(&self) -> Vec<String> {
-        self.tensors.keys().cloned().collect()
+    fn info(place: &Place) -> &TensorInfo {
+        &place.info
     }
 
-    fn info(&self, name: &str) -> Option<TensorInfo> {
-        self.tensors.get(name).map(|t| t.info.clone())
-    }
-
-    fn read(&self, name: &str) -> Result<RawTensor, TensorError> {
-        let Some((place, file)) = self.tensors.get(name).and_then(|p| Some((p, self.files.get(p.file)?))) else {
-            return Err(TensorError(format!("there is no tensor `{name}` in the checkpoint")));
-        };
-        let bytes = file.read(place.at, place.span).map_err(|e| {
-            let path = file.path.display();
-            TensorError(format!("cannot read tensor `{name}` in {path}: {e}; was the file changed?"))
-        })?;
-        let bytes = match &place.strides {
+    fn read(file: &DataFile, place: &Place) -> Result<Vec<u8>, std::io::Error> {
+        let bytes = file.read(place.at, place.span)?;
+        Ok(match &place.strides {
             None => bytes,
             Some(strides) => gather(&bytes, &place.info, strides),
-        };
-        Ok(RawTensor { info: place.info.clone(), bytes })
+        })
     }
 }
 
@@ -170,7 +131,7 @@ fn gather(bytes: &[u8], info: &TensorInfo, strides: &[usize]) -> Vec<u8> {
 }
 
 /// The tensors of one file.
-fn read(file: &DataFile, number: usize) -> Result<Vec<(String, Place)>, PickleError> {
+fn read(file: &DataFile) -> Result<Vec<(String, Place)>, PickleError> {
     let head = file.read(0, file.len.min(262)).map_err(PickleError::Io)?;
     let mut machine = Machine::default();
     let (root, storages) = if head.starts_with(b"PK") {
@@ -187,9 +148,7 @@ fn read(file: &DataFile, number: usize) -> Result<Vec<(String, Place)>, PickleEr
     let dict = state_dict(&machine, root)?;
     let distributed = !dict.is_empty() && dict.keys().all(|name| name.starts_with("module."));
     let prefix = if distributed { "module.".len() } else { 0 };
-    dict.into_iter()
-        .map(|(name, view)| Ok((name[prefix..].to_owned(), place(name, view, number, &storages)?)))
-        .collect()
+    dict.into_iter().map(|(name, view)| Ok((name[prefix..].to_owned(), place(name, view, &storages)?))).collect()
 }
 
 /// The zip form: `NAME/data.pkl`, and each storage as `NAME/data/KEY`.
@@ -288,7 +247,7 @@ fn state_dict(machine: &Machine, root: Id) -> Result<BTreeMap<String, View>, Pic
     )))
 }
 
-fn place(name: String, view: View, file: usize, storages: &BTreeMap<String, Entry>) -> Result<Place, PickleError> {
+fn place(name: String, view: View, storages: &BTreeMap<String, Entry>) -> Result<Place, PickleError> {
     let View { storage, offset, shape, strides } = view;
     let entry = storages.get(&storage.key).ok_or_else(|| {
         PickleError::broken(format!("has no storage `{}`, which tensor `{name}` needs: download it again", storage.key))
@@ -304,7 +263,7 @@ fn place(name: String, view: View, file: usize, storages: &BTreeMap<String, Entr
     let count = shape.iter().try_fold(1u64, |n, d| n.checked_mul(*d as u64)).ok_or_else(outside)?;
     let info = TensorInfo { stored: storage.stored, shape };
     if count == 0 {
-        return Ok(Place { file, at: entry.at, span: 0, info, strides: None });
+        return Ok(Place { at: entry.at, span: 0, info, strides: None });
     }
     if count > storage.len {
         return Err(PickleError::refused(format!(
@@ -324,7 +283,6 @@ fn place(name: String, view: View, file: usize, storages: &BTreeMap<String, Entr
     let strides = strides.iter().zip(&info.shape).map(|(s, d)| if *d == 1 { Ok(0) } else { usize::try_from(*s) });
     let strides = strides.collect::<Result<Vec<_>, _>>().map_err(|_| outside())?;
     Ok(Place {
-        file,
         at: entry.at + offset * size,
         span: (last + 1 - offset) * size,
         info,

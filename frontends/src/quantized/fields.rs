@@ -68,28 +68,6 @@ pub(super) fn unpack_fast(words: &[u16], rows: usize, cols: usize) -> Vec<u8> {
     out
 }
 
-/// One little-endian stream of bits for each row of `[rows, cols]` integers: the codes of [`awqc_ir::Layout::Rows`].
-pub(super) fn streams(values: &[u8], cols: usize, bits: u8) -> Vec<u8> {
-    let bits = u32::from(bits);
-    let mut out = Vec::with_capacity(values.len() * bits as usize / 8);
-    for row in values.chunks(cols.max(1)) {
-        let (mut window, mut filled) = (0u32, 0);
-        for value in row {
-            window |= u32::from(*value) << filled;
-            filled += bits;
-            while filled >= 8 {
-                out.push(window as u8);
-                window >>= 8;
-                filled -= 8;
-            }
-        }
-        if filled > 0 {
-            out.push(window as u8);
-        }
-    }
-    out
-}
-
 /// `[rows, cols]` from `[cols, rows]`.
 pub(super) fn transpose<T: Copy>(values: &[T], rows: usize, cols: usize) -> Vec<T> {
     (0..rows)
@@ -130,11 +108,5 @@ mod tests {
         assert_eq!(codes[..16], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
         assert_eq!(codes[16..], [7, 6, 5, 4, 3, 2, 1, 0, 15, 14, 13, 12, 11, 10, 9, 8]);
         assert_eq!(transpose(&[1, 2, 3, 4, 5, 6], 2, 3), [1, 3, 5, 2, 4, 6]);
-    }
-
-    #[test]
-    fn streams_run_across_bytes() {
-        assert_eq!(streams(&[1, 2, 3, 4, 5], 5, 3), [0b1101_0001, 0b0101_1000]);
-        assert_eq!(streams(&[1, 2, 3, 15], 2, 4), [0x21, 0xf3]);
     }
 }

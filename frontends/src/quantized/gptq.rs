@@ -130,7 +130,7 @@ fn middle(fields: Fields, less_one: bool) -> Vec<Vec<u32>> {
     const THREE_BITS: [u32; 3] = [0x2492_4924, 0x9249_2492, 0x4924_9249];
     let middle = 1u8 << (fields.bits - 1);
     let line = |value: u8| {
-        let bytes = super::fields::streams(&vec![value; fields.len], fields.len, fields.bits);
+        let bytes = awqc_ir::streams::pack(&vec![value; fields.len], fields.len, fields.bits);
         bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect::<Vec<_>>()
     };
     if !less_one {

@@ -1,10 +1,10 @@
 //! A packed weight of another program's format: where its codes, scales and zero points are, and how they read as the
 //! `rows` layout of the language, or as floats.
 
-use awqc_ir::{Quant, RawTensor, Stored, TensorError, TensorInfo, TensorSource};
+use awqc_ir::{Quant, RawTensor, Stored, TensorError, TensorInfo, TensorSource, streams};
 use half::f16;
 
-use super::fields::{Fields, streams, transpose, unpack_fast};
+use super::fields::{Fields, transpose, unpack_fast};
 
 /// Where the parts of a `[rows, cols]` weight are.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,9 +60,6 @@ pub(super) enum Zeros {
     Signed(Table),
 }
 
-/// Suffixes of the layout `rows`.
-pub(super) const PARTS: [&str; 3] = [".codes", ".scales", ".zeros"];
-
 impl Recoded {
     fn groups(&self) -> usize {
         self.quant.group.count(self.cols)
@@ -82,7 +79,7 @@ impl Recoded {
         source: &dyn TensorSource,
     ) -> Result<RawTensor, TensorError> {
         let bytes = match suffix {
-            ".codes" => streams(&self.codes(source)?, self.cols, self.quant.bits),
+            ".codes" => streams::pack(&self.codes(source)?, self.cols, self.quant.bits),
             ".scales" => self.scales(source)?.into_iter().flat_map(f16::to_le_bytes).collect(),
             _ => self.zeros(source)?,
         };

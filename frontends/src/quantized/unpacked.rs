@@ -6,7 +6,6 @@ use std::sync::Arc;
 use awqc_ir::{RawTensor, Stored, TensorError, TensorInfo, TensorSource};
 
 use super::Recoded;
-use super::recoded::PARTS;
 
 /// See the module documentation. The tensors that packed weights consist of are hidden; `STEM.codes`, `STEM.scales` and
 /// `STEM.zeros` stand in their place, or `STEM.weight`.
@@ -32,7 +31,10 @@ impl Unpacked {
         let at = name.rfind('.')?;
         let (stem, suffix) = name.split_at(at);
         let weight = self.weights.get(stem)?;
-        let known = if weight.scattered.is_some() { suffix == ".weight" } else { PARTS.contains(&suffix) };
+        let known = match weight.scattered {
+            Some(_) => suffix == ".weight",
+            None => weight.parts().iter().any(|(part, _)| *part == suffix),
+        };
         known.then_some((weight, suffix))
     }
 

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
 use super::law::{Law, Port};
-use super::{OpError, OpInfo, Slot};
+use super::{Domain, OpError, OpInfo, Slot};
 use crate::module::FusedDef;
 use crate::ty::Type;
 
@@ -44,6 +44,7 @@ mod in_words {
 impl OpInfo for Foreign {
     const MNEMONIC: &'static str = "foreign";
     const OPERANDS: &'static [Slot] = &[Slot::Signature];
+    const DOMAIN: Domain = Domain::Foreign;
 
     fn infer(&self, operands: &[&Type], _: &[FusedDef]) -> Result<Vec<Type>, OpError> {
         match (self.results.as_slice(), operands.first()) {

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::law::{ChannelMap, Law, Port};
-use super::{OpError, OpInfo, Slot, channels, floats};
+use super::{Domain, OpError, OpInfo, Slot, channels, floats};
 use crate::module::FusedDef;
 use crate::ty::{Dim, Elem, Type};
 
@@ -22,6 +22,7 @@ pub struct Patches {
 impl OpInfo for Patches {
     const MNEMONIC: &'static str = "patches";
     const OPERANDS: &'static [Slot] = &[Slot::Value];
+    const DOMAIN: Domain = Domain::Images;
 
     fn infer(&self, operands: &[&Type], _: &[FusedDef]) -> Result<Vec<Type>, OpError> {
         let pixels = operands[0];
@@ -61,6 +62,7 @@ pub struct Merge {
 impl OpInfo for Merge {
     const MNEMONIC: &'static str = "merge";
     const OPERANDS: &'static [Slot] = &[Slot::Value];
+    const DOMAIN: Domain = Domain::Images;
 
     fn infer(&self, operands: &[&Type], _: &[FusedDef]) -> Result<Vec<Type>, OpError> {
         let x = operands[0];
@@ -99,6 +101,7 @@ pub struct Place {
 impl OpInfo for Place {
     const MNEMONIC: &'static str = "place";
     const OPERANDS: &'static [Slot] = &[Slot::Value, Slot::Value, Slot::Value];
+    const DOMAIN: Domain = Domain::Images;
 
     fn infer(&self, operands: &[&Type], _: &[FusedDef]) -> Result<Vec<Type>, OpError> {
         let (x, ids, rows) = (operands[0], operands[1], operands[2]);

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::law::{Law, Port};
-use super::{OpError, OpInfo, Sdpa, Slot, channels, floats};
+use super::{Domain, OpError, OpInfo, Sdpa, Slot, channels, floats};
 use crate::module::FusedDef;
 use crate::ty::{Elem, Type};
 
@@ -20,6 +20,7 @@ pub struct Count {
 impl OpInfo for Count {
     const MNEMONIC: &'static str = "count";
     const OPERANDS: &'static [Slot] = &[Slot::Value];
+    const DOMAIN: Domain = Domain::Images;
 
     fn infer(&self, operands: &[&Type], _: &[FusedDef]) -> Result<Vec<Type>, OpError> {
         let ids = operands[0];
@@ -62,6 +63,7 @@ impl CrossSdpa {
 impl OpInfo for CrossSdpa {
     const MNEMONIC: &'static str = "cross_sdpa";
     const OPERANDS: &'static [Slot] = &[Slot::Value, Slot::Value, Slot::Value, Slot::Value];
+    const DOMAIN: Domain = Domain::Images;
 
     fn infer(&self, operands: &[&Type], fused: &[FusedDef]) -> Result<Vec<Type>, OpError> {
         let (q, k, v, which) = (operands[0], operands[1], operands[2], operands[3]);
@@ -93,6 +95,7 @@ pub struct Gate {}
 impl OpInfo for Gate {
     const MNEMONIC: &'static str = "gate";
     const OPERANDS: &'static [Slot] = &[Slot::Value, Slot::Weight];
+    const DOMAIN: Domain = Domain::Images;
 
     fn infer(&self, operands: &[&Type], _: &[FusedDef]) -> Result<Vec<Type>, OpError> {
         floats("the input of gate", operands[0])?;

@@ -94,6 +94,19 @@ impl OpError {
     }
 }
 
+/// The kind of model that an op was made for. Back ends cover ops by domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Domain {
+    /// Any language model.
+    Text,
+    /// Mixtures of experts.
+    Experts,
+    /// Models that take images.
+    Images,
+    /// Graphs of another system, before they are raised.
+    Foreign,
+}
+
 /// What the rest of the language needs to know of an op. The fields of the implementing struct are its attributes, in
 /// the order in which they print.
 pub trait OpInfo: Clone + PartialEq + Serialize + DeserializeOwned {
@@ -101,6 +114,8 @@ pub trait OpInfo: Clone + PartialEq + Serialize + DeserializeOwned {
     const MNEMONIC: &'static str;
     /// What operands it takes.
     const OPERANDS: &'static [Slot];
+    /// The kind of model that it was made for.
+    const DOMAIN: Domain = Domain::Text;
 
     /// The result types, or why the operands do not fit. Operand count and kinds have been checked against
     /// [`OpInfo::OPERANDS`].
@@ -131,6 +146,11 @@ macro_rules! ops {
             /// What operands it takes.
             pub fn slots(&self) -> &'static [Slot] {
                 match self { $(Op::$name(_) => <$name as OpInfo>::OPERANDS,)* }
+            }
+
+            /// The kind of model that it was made for.
+            pub fn domain(&self) -> Domain {
+                match self { $(Op::$name(_) => <$name as OpInfo>::DOMAIN,)* }
             }
 
             /// The attributes in declared order, defaults left out.

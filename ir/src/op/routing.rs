@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::law::{Law, Port};
-use super::{OpError, OpInfo, Slot, channels, floats, is_default, vector};
+use super::{Domain, OpError, OpInfo, Slot, channels, floats, is_default, vector};
 use crate::module::FusedDef;
 use crate::ty::{Dim, Elem, Type};
 
@@ -19,6 +19,7 @@ pub struct Softmax {}
 impl OpInfo for Softmax {
     const MNEMONIC: &'static str = "softmax";
     const OPERANDS: &'static [Slot] = &[Slot::Value];
+    const DOMAIN: Domain = Domain::Experts;
 
     fn infer(&self, operands: &[&Type], _: &[FusedDef]) -> Result<Vec<Type>, OpError> {
         floats("the input of softmax", operands[0])?;
@@ -80,6 +81,7 @@ pub struct TopK {
 impl OpInfo for TopK {
     const MNEMONIC: &'static str = "top_k";
     const OPERANDS: &'static [Slot] = &[Slot::Value, Slot::OptWeight];
+    const DOMAIN: Domain = Domain::Experts;
 
     fn infer(&self, operands: &[&Type], _: &[FusedDef]) -> Result<Vec<Type>, OpError> {
         let p = operands[0];
@@ -132,6 +134,7 @@ fn chosen(i: &Type, x: &[Dim]) -> Result<(), OpError> {
 impl OpInfo for Dispatch {
     const MNEMONIC: &'static str = "dispatch";
     const OPERANDS: &'static [Slot] = &[Slot::Value, Slot::Value];
+    const DOMAIN: Domain = Domain::Experts;
 
     fn infer(&self, operands: &[&Type], _: &[FusedDef]) -> Result<Vec<Type>, OpError> {
         let (x, i) = (operands[0], operands[1]);
@@ -161,6 +164,7 @@ pub struct Combine {}
 impl OpInfo for Combine {
     const MNEMONIC: &'static str = "combine";
     const OPERANDS: &'static [Slot] = &[Slot::Value, Slot::Value, Slot::Value];
+    const DOMAIN: Domain = Domain::Experts;
 
     fn infer(&self, operands: &[&Type], _: &[FusedDef]) -> Result<Vec<Type>, OpError> {
         let (y, w, i) = (operands[0], operands[1], operands[2]);

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::law::{Law, Port, Sense};
-use super::{OpError, OpInfo, Slot, channels, floats};
+use super::{Domain, OpError, OpInfo, Slot, channels, floats};
 use crate::module::FusedDef;
 use crate::ty::{Dim, Type};
 
@@ -25,6 +25,7 @@ pub struct Learned {}
 impl OpInfo for Learned {
     const MNEMONIC: &'static str = "learned";
     const OPERANDS: &'static [Slot] = &[Slot::Value, Slot::Weight];
+    const DOMAIN: Domain = Domain::Images;
 
     fn infer(&self, operands: &[&Type], _: &[FusedDef]) -> Result<Vec<Type>, OpError> {
         let (x, w) = (operands[0], operands[1]);
@@ -53,6 +54,7 @@ pub struct Append {}
 impl OpInfo for Append {
     const MNEMONIC: &'static str = "append";
     const OPERANDS: &'static [Slot] = &[Slot::Value, Slot::Value];
+    const DOMAIN: Domain = Domain::Images;
 
     fn infer(&self, operands: &[&Type], _: &[FusedDef]) -> Result<Vec<Type>, OpError> {
         let (a, b) = (operands[0], operands[1]);
@@ -81,6 +83,7 @@ pub struct Cut {
 impl OpInfo for Cut {
     const MNEMONIC: &'static str = "cut";
     const OPERANDS: &'static [Slot] = &[Slot::Value];
+    const DOMAIN: Domain = Domain::Images;
 
     fn infer(&self, operands: &[&Type], _: &[FusedDef]) -> Result<Vec<Type>, OpError> {
         let x = operands[0];

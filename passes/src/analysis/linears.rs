@@ -108,42 +108,27 @@ fn feeds(region: &Region, value: ValueId, ends: impl Fn(&Op, usize) -> bool) -> 
         if reads.any(|(i, _)| ends(&node.op, i)) {
             return true;
         }
-        match &node.op {
-            // A split result carries the scores' channels or the values'; either way the linear feeds the scores.
+        // A split result carries the scores' channels or the values'; either way the linear feeds the scores.
+        let keeps = matches!(
+            node.op,
             Op::Rope(_)
-            | Op::RmsNorm(_)
-            | Op::LayerNorm(_)
-            | Op::Split(_)
-            | Op::Concat(_)
-            | Op::Repeat(_)
-            | Op::Merge(_)
-            | Op::Append(_)
-            | Op::Cut(_)
-            | Op::Gate(_)
-            | Op::Scale(_)
-            | Op::Clamp(_)
-            | Op::Softcap(_)
-            | Op::Sigmoid(_)
-            | Op::Softmax(_) => reached.extend(&node.results),
-            Op::Sdpa(_)
-            | Op::Embedding(_)
-            | Op::Linear(_)
-            | Op::RopeTable(_)
-            | Op::Silu(_)
-            | Op::Gelu(_)
-            | Op::Relu(_)
-            | Op::Add(_)
-            | Op::Mul(_)
-            | Op::TopK(_)
-            | Op::Dispatch(_)
-            | Op::Combine(_)
-            | Op::Patches(_)
-            | Op::Place(_)
-            | Op::Learned(_)
-            | Op::Count(_)
-            | Op::CrossSdpa(_)
-            | Op::Foreign(_)
-            | Op::Fused(_) => {}
+                | Op::RmsNorm(_)
+                | Op::LayerNorm(_)
+                | Op::Split(_)
+                | Op::Concat(_)
+                | Op::Repeat(_)
+                | Op::Merge(_)
+                | Op::Append(_)
+                | Op::Cut(_)
+                | Op::Gate(_)
+                | Op::Scale(_)
+                | Op::Clamp(_)
+                | Op::Softcap(_)
+                | Op::Sigmoid(_)
+                | Op::Softmax(_)
+        );
+        if keeps {
+            reached.extend(&node.results);
         }
     }
     false

@@ -166,9 +166,9 @@ fn piece(
     let layer = name.is_layer();
     let mut out = Region::new(name, "");
     let closure = region.weight_closure(&roots);
-    let sources = closure.iter().filter_map(|w| match &region.weight(*w).expr {
-        WeightExpr::Source(name) => Some(&**name),
-        _term => None,
+    let sources = closure.iter().filter_map(|w| {
+        let WeightExpr::Source(name) = &region.weight(*w).expr else { return None };
+        Some(&**name)
     });
     let prefix = if layer { common(sources) } else { String::new() };
     out.prefix = prefix.as_str().into();

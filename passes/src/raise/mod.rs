@@ -105,9 +105,9 @@ fn sweep(region: &mut Region) {
 
 /// Fails where a foreign op is left.
 fn complete(rules: &[&Rule], region: &Region) -> Result<(), RaiseError> {
-    let foreign = |id: NodeId| match &region.node(id).op {
-        Op::Foreign(f) => Some(f.clone()),
-        _known => None,
+    let foreign = |id: NodeId| {
+        let Op::Foreign(f) = &region.node(id).op else { return None };
+        Some(f.clone())
     };
     let left: Vec<NodeId> = region.order().iter().copied().filter(|id| foreign(*id).is_some()).collect();
     let Some((first, op)) = left.first().and_then(|id| Some((*id, foreign(*id)?))) else { return Ok(()) };

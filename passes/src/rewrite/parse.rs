@@ -245,48 +245,40 @@ impl<'t> Parser<'t> {
 
     /// The rest of `holds(condition)`.
     fn condition(&mut self) -> Result<Guard, Diagnostics> {
-        let mut depth = 1usize;
-        let closes = |c: char| {
-            depth = match c {
-                '(' => depth + 1,
-                ')' => depth - 1,
-                _ => depth,
-            };
-            depth == 0
-        };
-        let Some(text) = self.rest().find(closes).and_then(|len| self.rest().get(..len)) else {
-            self.at = self.text.len();
-            return self.expected("`)`");
-        };
+        let text = self.until(['(', ')'])?;
+        let guard = Guard::Holds(text.trim().to_owned());
         self.at += text.len();
         self.expect(")")?;
-        Ok(Guard::Holds(text.trim().to_owned()))
+        Ok(guard)
+    }
+
+    /// The text up to the bracket that closes the one just read, which stays.
+    fn until(&mut self, [open, close]: [char; 2]) -> Result<&'t str, Diagnostics> {
+        let mut depth = 1usize;
+        let closes = |c: char| {
+            depth = depth + usize::from(c == open) - usize::from(c == close);
+            depth == 0
+        };
+        let found = self.rest().find(closes).and_then(|len| self.rest().get(..len));
+        if found.is_none() {
+            self.at = self.text.len();
+        }
+        found.map_or_else(|| self.expected(&format!("`{close}`")), Ok)
     }
 
     /// `{ lines }`, read by the parser of IR text, but for aliases and the question marks of optional weights.
     fn block(&mut self, env: &dyn awqc_ir::text::Env) -> Result<Block, Diagnostics> {
         self.expect("{")?;
         let start = self.at;
-        let mut depth = 1usize;
-        let brace = |c: char| {
-            depth = match c {
-                '{' => depth + 1,
-                '}' => depth - 1,
-                _ => depth,
-            };
-            depth == 0
-        };
-        let Some(len) = self.rest().find(brace) else {
-            self.at = self.text.len();
-            return self.expected("`}`");
-        };
+        let text = self.until(['{', '}'])?;
+        let len = text.len();
         let mut block = Block::default();
-        let mut inner = self.rest().get(..len).unwrap_or_default().as_bytes().to_vec();
+        let mut inner = text.as_bytes().to_vec();
         for mark in self.optional(start..start + len, &mut block) {
             inner[mark - start] = b' ';
         }
         let mut at = 0;
-        for line in self.rest().get(..len).unwrap_or_default().split_inclusive('\n') {
+        for line in text.split_inclusive('\n') {
             if let Some(alias) = alias(line) {
                 block.aliases.push(alias);
                 inner[at..at + line.len()].fill(b' ');

@@ -163,11 +163,11 @@ impl Replace {
         {
             let replaced = self.swaps.iter().find(|(_, new)| *new == Input::New { op: at, result: 0 });
             f.results.extend(replaced.map(|(old, _)| region.value(*old).ty.clone()));
-            let places = self.nodes.iter().rev().filter_map(|n| match &region.get_node(*n)?.op {
-                Op::Foreign(f) => f.attributes.get("node").cloned(),
-                _known => None,
+            let mut places = self.nodes.iter().rev().filter_map(|n| {
+                let Op::Foreign(f) = &region.get_node(*n)?.op else { return None };
+                f.attributes.get("node").cloned()
             });
-            if let (Some(place), false) = (places.into_iter().next(), f.attributes.contains_key("node")) {
+            if let (Some(place), false) = (places.next(), f.attributes.contains_key("node")) {
                 f.attributes.insert("node".into(), place);
             }
         }

@@ -10,6 +10,7 @@ mod weights;
 
 use std::collections::BTreeMap;
 
+use awqc_exec::coverage::without_kernels;
 use awqc_exec::interp::frequencies::frequencies;
 use awqc_ir::inline::inline_fused;
 use awqc_ir::op::{GeluForm, Op};
@@ -59,26 +60,8 @@ pub(crate) fn lower<'a>(
 
 /// Why no kernel covers an op in this form, whatever its operands.
 fn uncovered(op: &Op) -> Option<&'static str> {
-    if matches!(op, Op::Softmax(_) | Op::TopK(_) | Op::Dispatch(_) | Op::Combine(_)) {
-        return Some("mixtures of experts have no kernels here: use the reference target");
-    }
-    let images = matches!(
-        op,
-        Op::Patches(_)
-            | Op::Merge(_)
-            | Op::Place(_)
-            | Op::Learned(_)
-            | Op::Append(_)
-            | Op::Cut(_)
-            | Op::Count(_)
-            | Op::CrossSdpa(_)
-            | Op::Gate(_)
-    );
-    if images {
-        return Some("models that take images have no kernels here: use the reference target");
-    }
     let sees_later = matches!(op, Op::Sdpa(op) if !op.causal);
-    sees_later.then_some("tokens are taken in pieces here, so attention must be causal")
+    without_kernels(op).or_else(|| sees_later.then_some("tokens are taken in pieces here, so attention must be causal"))
 }
 
 /// Whether kernels cover a module, as far as can be told before its weights are packed.
@@ -194,7 +177,6 @@ impl<'a> Builder<'a> {
                     let step = move |out: &[Place]| Row::Angles { of, fixed, cos: out[0], sin: out[1] };
                     self.flat.steps.push(Flat::Make { out: outs.clone(), step: Box::new(step) });
                 }
-                // `uncovered` has refused them.
                 Op::Softmax(_)
                 | Op::TopK(_)
                 | Op::Dispatch(_)
@@ -207,7 +189,8 @@ impl<'a> Builder<'a> {
                 | Op::Cut(_)
                 | Op::Count(_)
                 | Op::CrossSdpa(_)
-                | Op::Gate(_) => {}
+                | Op::Gate(_)
+                | Op::Foreign(_) => return Err(unsupported(op, "no kernel covers it")),
                 Op::Linear(_) => {
                     let weight = *weights.first().ok_or_else(|| unsupported(op, "a weight is missing"))?;
                     let weight = matrix(region, weight, source, &mut self.home)?;
@@ -293,7 +276,6 @@ impl<'a> Builder<'a> {
                     let parts = vec![need(0)?; r.times as usize];
                     self.flat.steps.push(Flat::Join { parts, out });
                 }
-                Op::Foreign(f) => return Err(unsupported(op, &format!("{} has no meaning here", f.op))),
                 Op::Fused(f) => return Err(unsupported(op, &format!("@{} is not defined", f.callee))),
             }
             known.extend(node.results.iter().copied().zip(outs.into_iter().map(Entry::Float)));

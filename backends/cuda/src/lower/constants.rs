@@ -1,5 +1,6 @@
 //! Tensors of the artefact that kernels read, and what can be said of a module before it is compiled.
 
+use awqc_exec::coverage::without_kernels;
 use awqc_exec::layout::mma16;
 use awqc_ir::inline::inline_fused;
 use awqc_ir::tiles::Tiles;
@@ -114,45 +115,6 @@ fn covered(region: &Region, quant: Quant, rows: usize, cols: usize) -> Result<Ti
     })
 }
 
-/// Why no kernel covers an op in this form, whatever its operands.
-pub(super) fn uncovered(op: &Op) -> Option<&'static str> {
-    match op {
-        Op::Softmax(_) | Op::TopK(_) | Op::Dispatch(_) | Op::Combine(_) => {
-            Some("mixtures of experts have no kernels here: use the reference target")
-        }
-        Op::Patches(_)
-        | Op::Merge(_)
-        | Op::Place(_)
-        | Op::Learned(_)
-        | Op::Append(_)
-        | Op::Cut(_)
-        | Op::Count(_)
-        | Op::CrossSdpa(_)
-        | Op::Gate(_) => Some("models that take images have no kernels here: use the reference target"),
-        Op::Embedding(_)
-        | Op::Sigmoid(_)
-        | Op::Clamp(_)
-        | Op::Repeat(_)
-        | Op::RopeTable(_)
-        | Op::Linear(_)
-        | Op::Rope(_)
-        | Op::RmsNorm(_)
-        | Op::LayerNorm(_)
-        | Op::Sdpa(_)
-        | Op::Silu(_)
-        | Op::Gelu(_)
-        | Op::Relu(_)
-        | Op::Add(_)
-        | Op::Mul(_)
-        | Op::Scale(_)
-        | Op::Softcap(_)
-        | Op::Split(_)
-        | Op::Concat(_)
-        | Op::Foreign(_)
-        | Op::Fused(_) => None,
-    }
-}
-
 /// Whether kernels cover a module whose linears will be quantized like this, as far as can be told beforehand.
 ///
 /// # Errors
@@ -163,7 +125,7 @@ pub fn check(module: &Module, quant: Quant) -> Result<(), CudaError> {
         inline_fused(&mut region, &module.fused)
             .map_err(|e| CudaError::Unsupported(format!("region {}: {e}", region.name)))?;
         for (_, node) in region.nodes() {
-            if let Some(why) = uncovered(&node.op) {
+            if let Some(why) = without_kernels(&node.op) {
                 return Err(CudaError::Unsupported(format!("region {}: {}: {why}", region.name, node.op.mnemonic())));
             }
             let ty = |at: usize| node.operands.get(at).map(|o| region.operand_type(*o));

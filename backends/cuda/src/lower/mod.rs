@@ -10,12 +10,13 @@ mod schedule;
 
 use std::collections::BTreeMap;
 
+use awqc_exec::coverage::without_kernels;
 use awqc_exec::rowwise;
 use awqc_ir::inline::inline_fused;
 use awqc_ir::op::{GeluForm, Op, RopeTable};
 use awqc_ir::{FusedDef, Region, TensorSource, ValueId, Verified, WeightId};
 
-use self::constants::{Constants, Matrix, uncovered};
+use self::constants::{Constants, Matrix};
 use self::flat::{By, Flat, FlatProgram, Home, Var};
 use self::schedule::{Kernels, schedule};
 use crate::CudaError;
@@ -172,7 +173,7 @@ impl Builder<'_> {
             let op = &node.op;
             let unsupported =
                 |why: &str| CudaError::Unsupported(format!("region {}: {}: {why}", region.name, op.mnemonic()));
-            if let Some(why) = uncovered(op) {
+            if let Some(why) = without_kernels(op) {
                 return Err(unsupported(why));
             }
             let weights: Vec<WeightId> = node.operands.iter().filter_map(|o| o.weight()).collect();
@@ -203,9 +204,9 @@ impl Builder<'_> {
             let Some(out) = outs.first().copied() else { continue };
             let width = self.flat.values[out].width;
             match op.clone() {
-                // The angles are a table, and `uncovered` has refused the others.
-                Op::RopeTable(_)
-                | Op::Softmax(_)
+                // The angles are a table.
+                Op::RopeTable(_) => {}
+                Op::Softmax(_)
                 | Op::TopK(_)
                 | Op::Dispatch(_)
                 | Op::Combine(_)
@@ -217,7 +218,8 @@ impl Builder<'_> {
                 | Op::Cut(_)
                 | Op::Count(_)
                 | Op::CrossSdpa(_)
-                | Op::Gate(_) => {}
+                | Op::Gate(_)
+                | Op::Foreign(_) => return Err(unsupported("no kernel covers it")),
                 Op::Embedding(e) => {
                     let Some(Entry::Ints(ints)) = operands.first().copied() else {
                         return Err(unsupported("the indices must be token ids or positions"));
@@ -336,7 +338,6 @@ impl Builder<'_> {
                     let size = self.flat.values[from].width;
                     (0..r.times as usize).for_each(|i| self.part(from, out, i * size));
                 }
-                Op::Foreign(f) => return Err(unsupported(&format!("{} has no meaning here", f.op))),
                 Op::Fused(f) => return Err(unsupported(&format!("@{} is not defined", f.callee))),
             }
             known.extend(node.results.iter().copied().zip(outs.into_iter().map(Entry::Value)));

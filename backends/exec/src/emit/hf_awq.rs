@@ -265,42 +265,11 @@ impl Emitter for HfAwq {
             let Some(Operand::Weight(id)) = node.operands.get(1) else { continue };
             let module = |n: &String| n.strip_suffix(".weight").unwrap_or(n).to_owned();
             let modules = || source_names(region, *id).map(|all| all.iter().map(module).collect::<Vec<_>>());
-            match &node.op {
-                Op::Linear(_) if region.weight(*id).ty.elem.is_float() => self.float_linears.extend(modules()?),
-                Op::Embedding(_) => self.tables.extend(modules()?),
-                Op::Linear(_)
-                | Op::RmsNorm(_)
-                | Op::LayerNorm(_)
-                | Op::RopeTable(_)
-                | Op::Rope(_)
-                | Op::Sdpa(_)
-                | Op::Silu(_)
-                | Op::Sigmoid(_)
-                | Op::Gelu(_)
-                | Op::Relu(_)
-                | Op::Add(_)
-                | Op::Mul(_)
-                | Op::Scale(_)
-                | Op::Softcap(_)
-                | Op::Clamp(_)
-                | Op::Split(_)
-                | Op::Concat(_)
-                | Op::Repeat(_)
-                | Op::Softmax(_)
-                | Op::TopK(_)
-                | Op::Dispatch(_)
-                | Op::Combine(_)
-                | Op::Patches(_)
-                | Op::Merge(_)
-                | Op::Place(_)
-                | Op::Learned(_)
-                | Op::Append(_)
-                | Op::Cut(_)
-                | Op::Count(_)
-                | Op::CrossSdpa(_)
-                | Op::Gate(_)
-                | Op::Foreign(_)
-                | Op::Fused(_) => {}
+            if matches!(node.op, Op::Linear(_)) && region.weight(*id).ty.elem.is_float() {
+                self.float_linears.extend(modules()?);
+            }
+            if matches!(node.op, Op::Embedding(_)) {
+                self.tables.extend(modules()?);
             }
         }
         region.used_weights().into_iter().try_for_each(|id| self.weight(region, id, cx))

@@ -1,34 +1,13 @@
 //! `rows`: each row one little-endian bit stream along the input axis.
 
-use awqc_ir::{Quant, RawTensor, Stored};
+use awqc_ir::{Quant, RawTensor, Stored, streams};
 use awqc_passes::rtn::Codes;
 
 use super::{LayoutError, Part, expect, read_scales, scale_bytes, tensor};
 
-/// Bytes that a row of `cols` codes takes.
-fn row_bytes(quant: Quant, cols: usize) -> usize {
-    (cols * usize::from(quant.bits)).div_ceil(8)
-}
-
 pub(super) fn pack(c: &Codes) -> Result<Vec<Part>, LayoutError> {
-    let (bits, width) = (u32::from(c.quant.bits), row_bytes(c.quant, c.cols));
-    let mut bytes = Vec::with_capacity(c.rows * width);
-    for row in c.codes.chunks(c.cols.max(1)) {
-        // Codes enter at the top of the window, whole bytes leave at the bottom.
-        let (mut window, mut filled) = (0u32, 0u32);
-        for code in row {
-            window |= u32::from(*code) << filled;
-            filled += bits;
-            while filled >= 8 {
-                bytes.push(window as u8);
-                window >>= 8;
-                filled -= 8;
-            }
-        }
-        if filled > 0 {
-            bytes.push(window as u8);
-        }
-    }
+    let bytes = streams::pack(&c.codes, c.cols, c.quant.bits);
+    let width = streams::row_bytes(c.cols, c.quant.bits);
     let codes = Part { suffix: ".codes", tensor: tensor(Stored::U8, [c.rows, width], bytes) };
     Ok([codes].into_iter().chain(grid(c)?).collect())
 }
@@ -50,24 +29,9 @@ pub(super) fn unpack(
     cols: usize,
     mut part: impl FnMut(&'static str) -> Result<RawTensor, LayoutError>,
 ) -> Result<Codes, LayoutError> {
-    let (bits, width) = (u32::from(quant.bits), row_bytes(quant, cols));
     let stored = part(".codes")?;
-    expect(".codes", &stored, Stored::U8, &[rows, width])?;
-    let mask = (1u32 << bits) - 1;
-    let mut codes = Vec::with_capacity(rows * cols);
-    for row in stored.bytes.chunks(width.max(1)) {
-        let (mut window, mut filled) = (0u32, 0u32);
-        let mut bytes = row.iter();
-        for _ in 0..cols {
-            if filled < bits {
-                window |= u32::from(bytes.next().copied().unwrap_or(0)) << filled;
-                filled += 8;
-            }
-            codes.push((window & mask) as u8);
-            window >>= bits;
-            filled -= bits;
-        }
-    }
+    expect(".codes", &stored, Stored::U8, &[rows, streams::row_bytes(cols, quant.bits)])?;
+    let codes = streams::unpack(&stored.bytes, cols, quant.bits);
     let (scales, zeros) = read_grid(quant, rows, cols, part)?;
     Ok(Codes { quant, rows, cols, codes, scales, zeros })
 }

@@ -1,24 +1,24 @@
 //! Compiling: one region after the other through the pipeline and into the artefact.
 
+mod checks;
+mod output;
+mod report;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use awqc_cuda::arch::Arch;
-use awqc_exec::emit::{self, EmitCx, EmitError, Emitter, Existing, HfAwq, Reference, Staging};
+use awqc_exec::emit::{EmitCx, Existing, Staging};
 use awqc_exec::{Control, HostExecutor};
-use awqc_frontends::Kind;
-use awqc_ir::{Group, Module, Op, Operand, Quant, Region, verify::verify};
-use awqc_passes::awq_clip::AwqClip;
-use awqc_passes::awq_scale::AwqScale;
-use awqc_passes::manager::{Manager, ManagerError, ManagerErrorKind, ModuleCx, shared_tensors};
+use awqc_ir::{Module, Quant, Region, verify::verify};
+use awqc_passes::manager::{ManagerError, ManagerErrorKind, ModuleCx, shared_tensors};
 use awqc_passes::pipeline::{Pipeline, Step};
 use awqc_passes::profile::Profile;
-use awqc_passes::quantize::Quantize;
-use awqc_passes::tune::Tune;
-use awqc_passes::{Afterwards, ExecError, Executor, Pass, PassError, Registry, Remark, Remarks};
-use serde::Serialize;
+use awqc_passes::{Afterwards, ExecError, Executor, Pass, PassError, Registry, Remarks};
 use serde_json::{Value as Json, json};
+
+pub use checks::compilable;
+pub use report::{Outcome, PassSummary, Report};
 
 use crate::allocation::Allocation;
 use crate::calibration::Calibration;
@@ -33,12 +33,9 @@ use crate::resume::{Work, fingerprint};
 use crate::rss;
 use crate::size::Tally;
 use crate::statistics::{Folder, Statistics};
-use crate::target::{Format, Method, Mixed, Target, fill_mixed};
+use crate::target::{Method, Mixed, Target, fill_mixed};
 use crate::tuning::Tuning;
 use crate::watch::Watch;
-
-/// The configuration as Hugging Face tools name it.
-const CONFIG: &str = "config.json";
 
 /// What to compile, and how.
 pub struct Request<'a> {
@@ -82,59 +79,6 @@ pub struct Request<'a> {
     pub quiet: bool,
 }
 
-/// What became of a compile. The first part also stands in the artefact as `report.json`.
-#[derive(Serialize)]
-pub struct Outcome {
-    /// The artefact's folder.
-    pub artefact: PathBuf,
-    /// Wall time.
-    pub seconds: f64,
-    /// Largest resident memory, where the system tells.
-    pub peak_rss_bytes: Option<u64>,
-    /// Seconds and counters of each pass.
-    pub passes: Vec<PassSummary>,
-    /// The part that does not depend on the machine.
-    #[serde(flatten)]
-    pub report: Report,
-}
-
-/// What one pass did.
-#[derive(Serialize)]
-pub struct PassSummary {
-    /// The pass.
-    pub pass: String,
-    /// Wall time over all regions.
-    pub seconds: f64,
-    /// Its counters.
-    pub stats: serde_json::Map<String, Json>,
-}
-
-/// What the artefact says of itself: the same for the same input.
-#[derive(Serialize)]
-pub struct Report {
-    /// The target.
-    pub target: String,
-    /// The pipeline as it ran.
-    pub pipeline: String,
-    /// Where calibration tokens came from, and how many.
-    pub calibration: Json,
-    /// Weights in linears, embedding and norms.
-    pub parameters: u64,
-    /// Weights that were quantized.
-    pub quantized_parameters: u64,
-    /// Mean bits of a quantized weight, scales and zero points included.
-    pub bits_per_weight: f64,
-    /// What `awq-scale` decided at each site.
-    pub sites: Vec<Json>,
-    /// What other passes recorded, by pass.
-    pub records: serde_json::Map<String, Json>,
-    /// What people should look at.
-    pub remarks: Vec<Remark>,
-    /// What people should know of the kernels.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub notes: Vec<String>,
-}
-
 /// Compiles a model.
 ///
 /// # Errors
@@ -148,10 +92,10 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     let tuning = Tuning::of(&pipeline)?;
     let allocation = Allocation::of(&pipeline)?;
     let first = 0..tuning.as_ref().map_or(usize::MAX, |t| t.at);
-    let staging = Staging::create(&request.out, request.existing).map_err(emit_failure)?;
+    let staging = Staging::create(&request.out, request.existing).map_err(output::emit_failure)?;
     let model = Model::open(request.model)?;
     compilable(&model, &pipeline)?;
-    refuse_overlap(request.model, &request.out)?;
+    checks::refuse_overlap(request.model, &request.out)?;
     if !request.quiet {
         model.notes.iter().for_each(|note| say(&format!("note: {note}")));
     }
@@ -159,50 +103,9 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     if let Some(allocation) = &allocation {
         allocation.check(request, &model.module)?;
     }
-    // Before work is lost.
-    if request.target.cpu.is_some() {
-        awqc_cpu::check(&model.module)?;
-    }
-    if let (Some(sm), None) = (request.target.cuda, &request.pipeline) {
-        Arch::find(sm)?;
-        let widths = allocation.as_ref().map_or(vec![request.quant.bits], |a| a.mixture.widths.clone());
-        for bits in widths {
-            awqc_cuda::check(&model.module, Quant { bits, ..request.quant }).map_err(|e| {
-                Failure::from(e).help("another --group may fit, or another target: reference runs every model")
-            })?;
-        }
-    }
-    let extra = model.files.iter().map(|f| Ok(emit::ExtraFile { name: f.name.clone(), bytes: model.read(f)? }));
-    let extra = extra.collect::<Result<Vec<_>, Failure>>()?;
-    let mut emitter: Box<dyn Emitter> = match request.target.format {
-        Format::Artefact => {
-            let config = serde_json::to_vec_pretty(&model.config).map_err(|e| Failure::new(Exit::Failed, e))?;
-            let has = model.config.is_empty() || extra.iter().any(|f| f.name == CONFIG);
-            let config = (!has).then(|| emit::ExtraFile { name: CONFIG.into(), bytes: config });
-            Box::new(Reference::new(staging.path(), extra.into_iter().chain(config).collect()))
-        }
-        Format::HfAwq => {
-            if model.config.is_empty() && model.kind == Kind::Onnx {
-                let message = "a folder for transformers needs a config.json, and there is none beside the model";
-                return Err(Failure::new(Exit::BadInput, format!("{}: {message}", request.model.display()))
-                    .help("put the config.json of the exported model there, or give another target"));
-            }
-            if request.pipeline.is_none()
-                && let Err(error) = emit::check(&model.module, request.quant)
-            {
-                let fits = |g: &u32| {
-                    let quant = Quant { group: Group::Size(*g), ..request.quant };
-                    emit::check(&model.module, quant).is_ok()
-                };
-                let failure = emit_failure(error);
-                return Err(match [128, 64, 32, 16].iter().find(|g| fits(g)) {
-                    Some(g) => failure.help(format!("give --group {g}")),
-                    None => failure,
-                });
-            }
-            Box::new(HfAwq::new(staging.path(), model.config.clone(), extra))
-        }
-    };
+    let widths = allocation.as_ref().map_or(vec![request.quant.bits], |a| a.mixture.widths.clone());
+    checks::kernels(request, &model, &widths)?;
+    let mut emitter = output::emitter(request, &model, staging.path())?;
     let load = matches!(request.statistics, Statistics::Load(_));
     let windows = if (profiles(&pipeline) || tuning.is_some()) && !load {
         let Request { calibration, samples, seqlen, interrupt, quiet, .. } = request;
@@ -256,7 +159,9 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     let float = tuning.is_some().then(|| module.clone());
     let mut emit = |region: &mut Region, module: &Module, first: bool| {
         tally.add(region, &shared, first);
-        emitter.region(region, &EmitCx { source: source.as_ref(), fused: &module.fused }).map_err(emit_failure)?;
+        emitter
+            .region(region, &EmitCx { source: source.as_ref(), fused: &module.fused })
+            .map_err(output::emit_failure)?;
         // What is written needs its numbers no more; codes have as many as weights.
         region.data_ids().for_each(|id| region.set_data_values(id, None));
         Ok::<_, Failure>(())
@@ -299,7 +204,9 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     if let (Some(tuning), Some(float)) = (&tuning, &float) {
         progress.finish();
         let watched = Watched { interrupt: request.interrupt, quiet: request.quiet };
+        let began = Instant::now();
         tuning.run(watched, &mut module, float, source.as_ref(), &windows, &mut remarks)?;
+        manager.add_time(tuning.at, began.elapsed());
         for (i, mut region) in std::mem::take(&mut module.regions).into_iter().enumerate() {
             request.interrupt.check()?;
             let (cx, rest) =
@@ -316,9 +223,9 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     if let Some(folder) = &statistics {
         folder.finish()?;
     }
-    let mut report = report(request, &pipeline, calibrated, &tally, &mut remarks);
+    let mut report = report::report(request, &pipeline, calibrated, &tally, &mut remarks);
     let module = verify(&module).map_err(|d| Failure::new(Exit::Check, d))?;
-    emitter.finish(module).map_err(emit_failure)?;
+    emitter.finish(module).map_err(output::emit_failure)?;
     if let Some(sm) = request.target.cuda {
         for note in write_kernels(staging.path(), sm, request.nvrtc, request.quiet)? {
             if !request.quiet {
@@ -329,12 +236,12 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     }
     let text = serde_json::to_string_pretty(&report).map_err(|e| Failure::new(Exit::Failed, e))?;
     crate::files::write(&staging.path().join("report.json"), text.as_bytes())?;
-    staging.commit().map_err(emit_failure)?;
+    staging.commit().map_err(output::emit_failure)?;
     if let Some(work) = work {
         work.done();
     }
     let artefact = request.out.clone();
-    let passes = summaries(&manager, &remarks);
+    let passes = report::summaries(&manager, &remarks);
     Ok(Outcome { artefact, seconds: start.elapsed().as_secs_f64(), peak_rss_bytes: rss::peak(), passes, report })
 }
 
@@ -371,91 +278,8 @@ pub fn windows(
     interrupt: &Interrupt,
     quiet: bool,
 ) -> Result<Vec<Vec<i32>>, Failure> {
-    let tokenizer = model.tokenizer()?;
     let generate = |count, length| generate::windows(model, count, length, interrupt, quiet);
-    calibration.windows(tokenizer.as_ref(), samples, seqlen, generate)
-}
-
-/// An output that is the model, or a folder around it, would take the model's place.
-fn refuse_overlap(model: &Path, out: &Path) -> Result<(), Failure> {
-    let (Ok(model), Ok(out)) = (model.canonicalize(), out.canonicalize()) else { return Ok(()) };
-    if model.starts_with(&out) {
-        return Err(Failure::new(Exit::Usage, format!("{}: the output would replace the model itself", out.display()))
-            .help("give another folder with -o"));
-    }
-    Ok(())
-}
-
-/// A model without tensors has nothing to quantize. One whose linears are quantized already is not quantized again, by
-/// `pipeline`: the loss would be counted twice. Pipelines that leave weights as they are run on it.
-///
-/// # Errors
-/// For such a model.
-pub fn compilable(model: &Model, pipeline: &str) -> Result<(), Failure> {
-    if model.kind == Kind::Text {
-        let message = format!("{}: IR text has no tensors to compile", model.path.display());
-        return Err(Failure::new(Exit::BadInput, message).help("give a checkpoint; `awqc opt` runs passes on text"));
-    }
-    let changes =
-        |name: &str| [Profile::NAME, AwqScale::NAME, AwqClip::NAME, Quantize::NAME, Tune::NAME].contains(&name);
-    let Ok(mut pipeline) = pipeline.parse::<Pipeline>() else { return Ok(()) };
-    let steps = pipeline.steps.len();
-    pipeline.steps.retain(|s| !changes(&s.name));
-    if pipeline.steps.len() == steps {
-        return Ok(());
-    }
-    for region in &model.module.regions {
-        for (_, node) in region.nodes() {
-            let quantized = |o: &Operand| region.operand_type(*o).elem.quant().is_some();
-            if matches!(node.op, Op::Linear(_)) && node.operands.iter().any(quantized) {
-                let failure =
-                    Failure::new(Exit::Unsupported, format!("the model is quantized already (in {})", region.name));
-                // A pipeline that did nothing else has nothing to keep.
-                return Err(match pipeline.steps.as_slice() {
-                    [] => failure.help("compile the float checkpoint that it was made from, or give another target"),
-                    [..] => failure.help(format!(
-                        "keep its codes with --passes \"{pipeline}\", or compile the float checkpoint that it was made from"
-                    )),
-                });
-            }
-        }
-    }
-    Ok(())
-}
-
-fn report(request: &Request<'_>, pipeline: &str, calibration: Json, tally: &Tally, remarks: &mut Remarks) -> Report {
-    let mut sites = Vec::new();
-    let mut records = serde_json::Map::new();
-    for (pass, record) in std::mem::take(&mut remarks.records) {
-        if pass == "awq-scale" {
-            sites.push(record);
-        } else if let Json::Array(list) = records.entry(pass).or_insert_with(|| json!([])) {
-            list.push(record);
-        }
-    }
-    Report {
-        target: request.target.name.to_owned(),
-        pipeline: pipeline.to_owned(),
-        calibration,
-        parameters: tally.parameters,
-        quantized_parameters: tally.quantized,
-        bits_per_weight: tally.bits_per_weight(),
-        sites,
-        records,
-        remarks: remarks.list.iter().filter(|r| r.kind == awqc_passes::RemarkKind::Warning).cloned().collect(),
-        notes: Vec::new(),
-    }
-}
-
-fn summaries(manager: &Manager, remarks: &Remarks) -> Vec<PassSummary> {
-    let stats_of = |pass: &str| {
-        let own = remarks.stats.iter().filter(|((p, _), _)| p == pass);
-        own.map(|((_, name), value)| (name.clone(), json!(value))).collect()
-    };
-    manager
-        .times()
-        .map(|(pass, time)| PassSummary { pass: pass.to_owned(), seconds: time.as_secs_f64(), stats: stats_of(pass) })
-        .collect()
+    calibration.windows(model, samples, seqlen, generate)
 }
 
 /// The failure that a pass's error means.
@@ -472,19 +296,4 @@ pub fn pass_failure(error: &ManagerError) -> Failure {
         | ManagerErrorKind::Run(ExecError::Unavailable(_)) => Exit::Failed,
     };
     Failure::new(exit, error)
-}
-
-fn emit_failure(error: EmitError) -> Failure {
-    match error {
-        EmitError::Exists(_) => {
-            Failure::new(Exit::Usage, error).help("give another folder with -o, or --force to replace it")
-        }
-        EmitError::Foreign(_) => {
-            Failure::new(Exit::Usage, error).help("give another folder with -o, or remove that one yourself")
-        }
-        EmitError::Name(_) => Failure::new(Exit::Usage, error).help("give the new folder's name with -o"),
-        EmitError::Io { .. } | EmitError::Duplicate(_) => Failure::new(Exit::Failed, error),
-        EmitError::Unsupported(_) | EmitError::Layout { .. } => Failure::new(Exit::Unsupported, error),
-        EmitError::Exec(error) => error.into(),
-    }
 }

@@ -1,0 +1,84 @@
+//! What is refused before work begins.
+
+use std::path::Path;
+
+use awqc_cuda::arch::Arch;
+use awqc_frontends::Kind;
+use awqc_ir::{Op, Operand, Quant};
+use awqc_passes::Pass;
+use awqc_passes::awq_clip::AwqClip;
+use awqc_passes::awq_scale::AwqScale;
+use awqc_passes::pipeline::Pipeline;
+use awqc_passes::profile::Profile;
+use awqc_passes::quantize::Quantize;
+use awqc_passes::tune::Tune;
+
+use super::Request;
+use crate::failure::{Exit, Failure};
+use crate::model::Model;
+
+/// Whether the target has kernels for the model, its linears quantized to any of `widths`.
+///
+/// # Errors
+/// The first op or weight that none covers.
+pub(super) fn kernels(request: &Request<'_>, model: &Model, widths: &[u8]) -> Result<(), Failure> {
+    if request.target.cpu.is_some() {
+        awqc_cpu::check(&model.module)?;
+    }
+    if let (Some(sm), None) = (request.target.cuda, &request.pipeline) {
+        Arch::find(sm)?;
+        for bits in widths {
+            awqc_cuda::check(&model.module, Quant { bits: *bits, ..request.quant }).map_err(|e| {
+                Failure::from(e).help("another --group may fit, or another target: reference runs every model")
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// An output that is the model, or a folder around it, would take the model's place.
+pub(super) fn refuse_overlap(model: &Path, out: &Path) -> Result<(), Failure> {
+    let (Ok(model), Ok(out)) = (model.canonicalize(), out.canonicalize()) else { return Ok(()) };
+    if model.starts_with(&out) {
+        return Err(Failure::new(Exit::Usage, format!("{}: the output would replace the model itself", out.display()))
+            .help("give another folder with -o"));
+    }
+    Ok(())
+}
+
+/// A model without tensors has nothing to quantize. One whose linears are quantized already is not quantized again, by
+/// `pipeline`: the loss would be counted twice. Pipelines that leave weights as they are run on it.
+///
+/// # Errors
+/// For such a model.
+pub fn compilable(model: &Model, pipeline: &str) -> Result<(), Failure> {
+    if model.kind == Kind::Text {
+        let message = format!("{}: IR text has no tensors to compile", model.path.display());
+        return Err(Failure::new(Exit::BadInput, message).help("give a checkpoint; `awqc opt` runs passes on text"));
+    }
+    let changes =
+        |name: &str| [Profile::NAME, AwqScale::NAME, AwqClip::NAME, Quantize::NAME, Tune::NAME].contains(&name);
+    let Ok(mut pipeline) = pipeline.parse::<Pipeline>() else { return Ok(()) };
+    let steps = pipeline.steps.len();
+    pipeline.steps.retain(|s| !changes(&s.name));
+    if pipeline.steps.len() == steps {
+        return Ok(());
+    }
+    for region in &model.module.regions {
+        for (_, node) in region.nodes() {
+            let quantized = |o: &Operand| region.operand_type(*o).elem.quant().is_some();
+            if matches!(node.op, Op::Linear(_)) && node.operands.iter().any(quantized) {
+                let failure =
+                    Failure::new(Exit::Unsupported, format!("the model is quantized already (in {})", region.name));
+                // A pipeline that did nothing else has nothing to keep.
+                return Err(match pipeline.steps.as_slice() {
+                    [] => failure.help("compile the float checkpoint that it was made from, or give another target"),
+                    [..] => failure.help(format!(
+                        "keep its codes with --passes \"{pipeline}\", or compile the float checkpoint that it was made from"
+                    )),
+                });
+            }
+        }
+    }
+    Ok(())
+}
