@@ -76,10 +76,12 @@ impl Method {
         }
     }
 
-    /// The passes between `quantize` and those that follow, with a comma before each.
-    fn refinement(self) -> &'static str {
+    /// The passes between `quantize` to so many bits and those that follow, with a comma before each.
+    fn refinement(self, bits: f64) -> &'static str {
         match self {
             Method::Rtn | Method::Paper | Method::Awq | Method::Gptq | Method::AwqGptq => "",
+            // The fewer the bits, the farther scales have to go: see docs/quality.md.
+            Method::Best if bits <= 2.0 => ",tune{rate=0.002}",
             Method::Best => ",tune",
         }
     }
@@ -223,7 +225,9 @@ impl Target {
 
     /// The passes that it runs by default, for people: `SCHEME` and `HEAD` stay as they are.
     pub fn listed(&self) -> String {
-        self.pipeline.replace("SEARCH,", Method::default().search()).replace("REFINE", Method::default().refinement())
+        self.pipeline
+            .replace("SEARCH,", Method::default().search())
+            .replace("REFINE", Method::default().refinement(4.0))
     }
 
     /// The default pipeline for a quantization; a head of 16 bits stays as it is.
@@ -258,6 +262,7 @@ pub fn fill_mixed(pipeline: &str, method: Method, quant: Quant, mixed: Option<&M
         Method::Rtn if mixed.is_some() => "profile,",
         Method::Rtn | Method::Paper | Method::Awq | Method::Gptq | Method::AwqGptq | Method::Best => method.search(),
     };
-    let pipeline = pipeline.replace("SEARCH,", search).replace("REFINE", method.refinement());
+    let mean = mixed.map_or(f64::from(quant.bits), |m| m.mean);
+    let pipeline = pipeline.replace("SEARCH,", search).replace("REFINE", method.refinement(mean));
     pipeline.replace("HEAD,", &head).replace("SCHEME", &scheme)
 }

@@ -20,7 +20,7 @@ pub fn text(outcome: &Outcome) -> String {
     head.extend(several.then(|| "text".to_owned()));
     head.extend(["perplexity".to_owned(), "over float".to_owned()]);
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header(head);
+    table.load_style(presets::NOTHING).set_header(head);
     for row in &outcome.rows {
         let m = &row.measured;
         let mut line: Vec<String> = keys.iter().map(|k| row.cells.get(*k).map_or_else(String::new, plain)).collect();
