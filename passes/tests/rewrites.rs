@@ -1,35 +1,15 @@
 //! Rewrite rules: their text, what they match, the checks under which they are applied, and what they say otherwise.
 
+mod support;
+
 use std::collections::BTreeSet;
 
-use awqc_ir::{FusedDef, Module, Region, ValueId, WeightId, text};
+use awqc_ir::{Module, text};
 use awqc_passes::pass::Budget;
 use awqc_passes::rewrite::{Rule, parse_rules, run};
-use awqc_passes::{
-    Afterwards, Changed, ExecError, Executor, Facts, InputStats, PassCx, PassError, RemarkKind, Remarks, Tensor,
-};
+use awqc_passes::{Changed, Facts, PassCx, PassError, RemarkKind, Remarks};
 
-struct Nothing;
-
-impl Executor for Nothing {
-    fn realize(&self, _: &Region, _: WeightId) -> Result<Tensor, ExecError> {
-        Err(ExecError::Unavailable("nothing runs here".into()))
-    }
-
-    fn profile(
-        &mut self,
-        _: &Region,
-        _: &[FusedDef],
-        _: &[ValueId],
-        _: Afterwards,
-    ) -> Result<Vec<InputStats>, ExecError> {
-        Err(ExecError::Unavailable("nothing runs here".into()))
-    }
-
-    fn evaluate(&self, _: &Region, _: &[FusedDef], _: &[ValueId]) -> Result<Vec<Tensor>, ExecError> {
-        Err(ExecError::Unavailable("nothing runs here".into()))
-    }
-}
+use support::Nothing;
 
 fn rules(text: &str) -> Vec<Rule> {
     parse_rules(text).unwrap_or_else(|e| panic!("{e}"))

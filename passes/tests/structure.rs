@@ -3,7 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use awqc_ir::{FusedDef, Module, Region, ValueId, WeightId, text};
+mod support;
+
+use awqc_ir::{Module, text};
 use awqc_passes::canonicalize::Canonicalize;
 use awqc_passes::dce::Dce;
 use awqc_passes::fuse_gate_up::FuseGateUp;
@@ -12,30 +14,9 @@ use awqc_passes::fuse_qkv::FuseQkv;
 use awqc_passes::fuse_rope::FuseRope;
 use awqc_passes::fuse_swiglu::FuseSwiglu;
 use awqc_passes::manager::{Manager, Options};
-use awqc_passes::{Afterwards, ExecError, Executor, InputStats, Registry, Remarks, Tensor};
+use awqc_passes::{Registry, Remarks};
 
-/// These passes ask nothing of the outside world.
-struct Nothing;
-
-impl Executor for Nothing {
-    fn realize(&self, _: &Region, _: WeightId) -> Result<Tensor, ExecError> {
-        Err(ExecError::Unavailable("nothing runs here".into()))
-    }
-
-    fn profile(
-        &mut self,
-        _: &Region,
-        _: &[FusedDef],
-        _: &[ValueId],
-        _: Afterwards,
-    ) -> Result<Vec<InputStats>, ExecError> {
-        Err(ExecError::Unavailable("nothing runs here".into()))
-    }
-
-    fn evaluate(&self, _: &Region, _: &[FusedDef], _: &[ValueId]) -> Result<Vec<Tensor>, ExecError> {
-        Err(ExecError::Unavailable("nothing runs here".into()))
-    }
-}
+use support::Nothing;
 
 fn registry() -> Registry {
     Registry::empty()

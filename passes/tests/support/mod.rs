@@ -13,6 +13,29 @@ use awqc_passes::{
 
 use eval::{Matrix, Run};
 
+/// For passes that ask nothing of the outside world.
+pub struct Nothing;
+
+impl Executor for Nothing {
+    fn realize(&self, _: &Region, _: WeightId) -> Result<Tensor, ExecError> {
+        Err(ExecError::Unavailable("nothing runs here".into()))
+    }
+
+    fn profile(
+        &mut self,
+        _: &Region,
+        _: &[FusedDef],
+        _: &[ValueId],
+        _: Afterwards,
+    ) -> Result<Vec<InputStats>, ExecError> {
+        Err(ExecError::Unavailable("nothing runs here".into()))
+    }
+
+    fn evaluate(&self, _: &Region, _: &[FusedDef], _: &[ValueId]) -> Result<Vec<Tensor>, ExecError> {
+        Err(ExecError::Unavailable("nothing runs here".into()))
+    }
+}
+
 /// A region from the body of a layer, in text.
 pub fn layer(body: &str) -> Region {
     let text = format!("awqir 1\nmodel \"test\" {{ dtype=\"f32\" }}\ndim B, S\n\n{body}\n");
