@@ -225,15 +225,20 @@ impl Target {
 
     /// The passes that it runs by default, for people: `SCHEME` and `HEAD` stay as they are.
     pub fn listed(&self) -> String {
-        self.pipeline
-            .replace("SEARCH,", Method::default().search())
-            .replace("REFINE", Method::default().refinement(4.0))
+        outline(self.pipeline, Method::default(), 4.0)
     }
 
     /// The default pipeline for a quantization; a head of 16 bits stays as it is.
     pub fn pipeline(&self, method: Method, quant: Quant, head_bits: u8) -> String {
         fill(self.pipeline, method, quant, head_bits)
     }
+}
+
+/// A pipeline with what a method does to so many bits; `SCHEME` stays for the quantization, and `HEAD,` as it is.
+pub fn outline(pipeline: &str, method: Method, bits: f64) -> String {
+    let scheme = format!("SCHEME{}", method.options());
+    let pipeline = pipeline.replace("SEARCH,", method.search()).replace("REFINE", method.refinement(bits));
+    pipeline.replace("SCHEME", &scheme)
 }
 
 /// A pipeline with `SEARCH,`, `SCHEME`, `REFINE` and `HEAD,` replaced, see [`Target::pipeline`].

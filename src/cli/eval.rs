@@ -67,6 +67,10 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
         (None, Some(path)) => Against::Saved(path),
         (None, None) => Against::Nothing,
     };
+    if args.base_logits.is_some() && args.base_logits == args.save_logits {
+        return Err(Failure::new(Exit::Usage, "--save-logits would replace the base that --base-logits names")
+            .help("give another file"));
+    }
     let watched = Watched { interrupt: &context.interrupt, quiet: context.quiet };
     let save = args.save_logits.as_deref();
     let summary = evaluate(&model, reference, save, &args.engine, context.threads, &windows, watched)?;

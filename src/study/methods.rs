@@ -14,7 +14,7 @@ use crate::failure::{Exit, Failure};
 use crate::metrics::Clusters;
 use crate::size::Tally;
 use crate::statistics::Folder;
-use crate::target::{Method, fill};
+use crate::target::{Method, fill, outline};
 use crate::tuning::Tuning;
 use crate::watch::Watch;
 
@@ -27,14 +27,14 @@ const LAYERS: &str = "SEARCH,quantize{SCHEME}";
 /// All that it does.
 const WHOLE: &str = "SEARCH,quantize{SCHEME}REFINE";
 
-/// The passes of a method, whatever the bits.
+/// The passes of a method, with `SCHEME` for bits and group.
 pub fn pipeline(method: Method) -> String {
-    fill(WHOLE, method, Quant { bits: 4, symmetric: false, group: Group::Row }, 16)
+    outline(WHOLE, method, 4.0)
 }
 
 /// Whether a method looks at activations.
 pub fn profiled(method: Method) -> bool {
-    profiles(&pipeline(method))
+    profiles(&fill(WHOLE, method, Quant { bits: 4, symmetric: false, group: Group::Row }, 16))
 }
 
 /// The method of this name.

@@ -17,8 +17,12 @@ pub(crate) fn check(op: &Embedding, ids: &[i64], rows: usize) -> Result<(), Stri
     let offset = i64::from(op.offset);
     match ids.iter().find(|i| !(0..rows as i64).contains(&i.saturating_add(offset))) {
         None => Ok(()),
-        Some(bad) if offset == 0 => Err(format!("index {bad} is outside of the table of {rows} rows")),
-        Some(bad) => Err(format!("index {bad} + {offset} is outside of the table of {rows} rows")),
+        Some(bad) if offset == 0 => Err(format!(
+            "index {bad} is outside of the table of {rows} rows: a token that the model does not know, or a position beyond its last"
+        )),
+        Some(bad) => Err(format!(
+            "index {bad} + {offset} is outside of the table of {rows} rows: a token that the model does not know, or a position beyond its last"
+        )),
     }
 }
 
