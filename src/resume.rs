@@ -168,9 +168,18 @@ impl Work {
 pub(crate) fn claim(dir: &Path, fingerprint: &Json, what: &str) -> Result<(), Failure> {
     let path = dir.join("fingerprint.json");
     match fs::read(&path) {
-        Ok(bytes) if serde_json::from_slice::<Json>(&bytes).ok().as_ref() == Some(fingerprint) => Ok(()),
-        Ok(_) => Err(Failure::new(Exit::BadInput, format!("{}: this belongs to another {what}", dir.display()))
-            .help("run the same command as before, or remove the folder to begin anew")),
+        Ok(bytes) => {
+            let other: Json = serde_json::from_slice(&bytes).unwrap_or_default();
+            let parts = fingerprint.as_object().into_iter().flatten();
+            let differ: Vec<&str> = parts.filter(|(k, v)| other.get(*k) != Some(v)).map(|(k, _)| k.as_str()).collect();
+            if differ.is_empty() {
+                return Ok(());
+            }
+            let differ = differ.join(", ");
+            let message = format!("{}: this belongs to another {what}; what differs: {differ}", dir.display());
+            Err(Failure::new(Exit::BadInput, message)
+                .help("run the same command as before, or remove the folder to begin anew"))
+        }
         Err(_) => {
             fs::create_dir_all(dir).map_err(|e| Failure::io(dir, &e))?;
             crate::files::write(&path, fingerprint.to_string().as_bytes())
@@ -178,8 +187,9 @@ pub(crate) fn claim(dir: &Path, fingerprint: &Json, what: &str) -> Result<(), Fa
     }
 }
 
-/// What two compiles have in common when one may go on where the other stopped.
-pub fn fingerprint(model: &Path, pipeline: &str, windows: &[Vec<i32>]) -> Json {
+/// What two runs have in common when one may go on where the other stopped: the model's files, the program's version, and
+/// what else is given by name.
+pub fn fingerprint<const N: usize>(model: &Path, parts: [(&str, Json); N]) -> Json {
     let stamp = |path: &Path| {
         let meta = fs::metadata(path).ok()?;
         let time = meta.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
@@ -189,12 +199,16 @@ pub fn fingerprint(model: &Path, pipeline: &str, windows: &[Vec<i32>]) -> Json {
         fs::read_dir(model).map(|d| d.flatten().map(|e| e.path()).collect()).unwrap_or_default();
     files.push(model.to_owned());
     files.sort();
+    let own = [
+        ("version of awqc", json!(env!("CARGO_PKG_VERSION"))),
+        ("files of the model", files.iter().filter_map(|p| stamp(p)).collect()),
+    ];
+    own.into_iter().chain(parts).map(|(name, part)| (name.to_owned(), part)).collect()
+}
+
+/// A part of a fingerprint: windows of tokens.
+pub fn digest(windows: &[Vec<i32>]) -> Json {
     let mut hasher = DefaultHasher::new();
     windows.hash(&mut hasher);
-    json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "pipeline": pipeline,
-        "calibration": hasher.finish(),
-        "model": files.iter().filter_map(|p| stamp(p)).collect::<Vec<_>>(),
-    })
+    hasher.finish().into()
 }

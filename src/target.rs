@@ -76,12 +76,10 @@ impl Method {
         }
     }
 
-    /// The passes between `quantize` to so many bits and those that follow, with a comma before each.
-    fn refinement(self, bits: f64) -> &'static str {
+    /// The passes between `quantize` and those that follow, with a comma before each.
+    fn refinement(self) -> &'static str {
         match self {
             Method::Rtn | Method::Paper | Method::Awq | Method::Gptq | Method::AwqGptq => "",
-            // The fewer the bits, the farther scales have to go: see docs/quality.md.
-            Method::Best if bits <= 2.0 => ",tune{rate=0.002}",
             Method::Best => ",tune",
         }
     }
@@ -225,7 +223,7 @@ impl Target {
 
     /// The passes that it runs by default, for people: `SCHEME` and `HEAD` stay as they are.
     pub fn listed(&self) -> String {
-        outline(self.pipeline, Method::default(), 4.0)
+        outline(self.pipeline, Method::default())
     }
 
     /// The default pipeline for a quantization; a head of 16 bits stays as it is.
@@ -234,10 +232,10 @@ impl Target {
     }
 }
 
-/// A pipeline with what a method does to so many bits; `SCHEME` stays for the quantization, and `HEAD,` as it is.
-pub fn outline(pipeline: &str, method: Method, bits: f64) -> String {
+/// A pipeline with what a method does; `SCHEME` stays for the quantization, and `HEAD,` as it is.
+pub fn outline(pipeline: &str, method: Method) -> String {
     let scheme = format!("SCHEME{}", method.options());
-    let pipeline = pipeline.replace("SEARCH,", method.search()).replace("REFINE", method.refinement(bits));
+    let pipeline = pipeline.replace("SEARCH,", method.search()).replace("REFINE", method.refinement());
     pipeline.replace("SCHEME", &scheme)
 }
 
@@ -267,7 +265,6 @@ pub fn fill_mixed(pipeline: &str, method: Method, quant: Quant, mixed: Option<&M
         Method::Rtn if mixed.is_some() => "profile,",
         Method::Rtn | Method::Paper | Method::Awq | Method::Gptq | Method::AwqGptq | Method::Best => method.search(),
     };
-    let mean = mixed.map_or(f64::from(quant.bits), |m| m.mean);
-    let pipeline = pipeline.replace("SEARCH,", search).replace("REFINE", method.refinement(mean));
+    let pipeline = pipeline.replace("SEARCH,", search).replace("REFINE", method.refinement());
     pipeline.replace("HEAD,", &head).replace("SCHEME", &scheme)
 }

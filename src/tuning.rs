@@ -68,7 +68,8 @@ impl Tuning {
         windows: &[Vec<i32>],
         remarks: &mut Remarks,
     ) -> Result<(), Failure> {
-        let TuneOptions { steps, batch, rate, held_out } = self.options;
+        let TuneOptions { steps, batch, held_out, .. } = self.options;
+        let rate = self.options.rate_for(widest(module));
         let options = tune::Options { steps, batch, rate: rate as f32, held_out };
         let float = verify(float).map_err(|d| Failure::new(Exit::BadInput, d))?;
         let control = Control::new().with_interrupt(watched.interrupt.flag());
@@ -79,6 +80,7 @@ impl Tuning {
         progress.finish();
         remarks.enter(Tune::NAME, "the model");
         remarks.record(json!({
+            "rate": rate,
             "divergence": tuned.steps,
             "held_out_before": tuned.before,
             "held_out_after": tuned.after,
@@ -91,4 +93,14 @@ impl Tuning {
         }
         Ok(())
     }
+}
+
+/// The most bits that a code of the module's linears has.
+fn widest(module: &Module) -> u8 {
+    let regions = module.regions.iter();
+    let bits = regions.flat_map(|r| {
+        let operands = r.nodes().flat_map(|(_, node)| &node.operands);
+        operands.filter_map(|o| Some(r.operand_type(*o).elem.quant()?.bits)).collect::<Vec<_>>()
+    });
+    bits.max().unwrap_or(u8::MAX)
 }

@@ -176,7 +176,7 @@ fn a_killed_compile_goes_on_where_it_stopped() {
     fs::write(work.join("fingerprint.json"), "{}").expect("a file");
     let other = awqc(&compile(&model, &ids, &resumed, &["--resume", "--force"]));
     assert_eq!(other.code, 4);
-    assert!(other.err.contains("belongs to another compile"), "{}", other.err);
+    assert!(other.err.contains("belongs to another compile; what differs: "), "{}", other.err);
     assert_eq!(contents(&whole), contents(&resumed), "a refused compile leaves the output alone");
 }
 
@@ -317,9 +317,14 @@ fn later_layers_can_see_the_errors_of_earlier_ones() {
     }
     assert_ne!(contents(&path(&dir, "float")), contents(&path(&dir, "seen")));
     let statistics = path(&dir, "statistics");
-    let done = make("kept", "profile{propagate}", &["--save-profile", &statistics]);
-    assert!(done.code != 0 && done.err.contains("cannot be saved"), "{}", done.err);
-    assert!(!Path::new(&path(&dir, "kept")).exists());
+    let out = path(&dir, "kept");
+    let saving = make("kept", "profile{propagate}", &["--save-profile", &statistics]);
+    let passes = "profile{propagate},quantize{SCHEME}";
+    let loading = awqc(&["compile", &model, "--passes", passes, "--profile", &statistics, "-o", &out]);
+    for (done, flag) in [(saving, "--save-profile"), (loading, "--profile")] {
+        assert!(done.code == 2 && done.err.contains(&format!("leave out {flag}")), "{}", done.err);
+        assert!(!Path::new(&out).exists() && !Path::new(&statistics).exists());
+    }
 }
 
 #[test]

@@ -84,6 +84,16 @@ fn damaged_and_foreign_logits_are_refused_with_the_reason() {
     refuses(&model, &ids, &other, "vocabularies differ: 160 tokens and 384");
     let done = awqc(&["eval", &model, "--ids", &ids, "--base-logits", &base, "--against", &model]);
     assert_eq!(done.code, 2, "{}", done.err);
+    // The base would be gone: by the same name, and by another of the same file.
+    let again = path(&dir, "./base.safetensors");
+    for save in [&base, &again] {
+        let done = awqc(&["eval", &model, "--ids", &ids, "--base-logits", &base, "--save-logits", save, "-q"]);
+        assert!(done.code == 2 && done.err.contains("would replace the base"), "{save}: {}", done.err);
+        assert_eq!(fs::read(&base).expect("the saved logits"), bytes);
+    }
+    // Windows of ids have their length.
+    let done = awqc(&["eval", &model, "--ids", &ids, "--context", "8", "-q"]);
+    assert!(done.code == 2 && done.err.contains("--context"), "{}", done.err);
     // A file that cannot be written is found before the model runs, and nothing is left.
     let done = awqc(&["eval", &model, "--ids", &ids, "--save-logits", &path(&dir, "no/folder"), "-q"]);
     assert!(done.code != 0 && done.out.is_empty(), "{}", done.err);

@@ -81,7 +81,7 @@ fn methods_are_those_that_compile_runs() {
     assert!(published != one(&bits, &[("method", "awq")], "perplexity"));
 
     // The same statistics by another way, and less of them.
-    let calibration = study("calibration", "llama", &["--windows", "1,2", "--methods", "rtn,awq"]);
+    let calibration = study("calibration", "llama", &["--samples", "1,2", "--methods", "rtn,awq"]);
     let by = |method, windows| one(&calibration, &[("method", method), ("windows", windows)], "perplexity");
     assert_eq!(by("awq", "2"), one(&bits, &[("method", "awq")], "perplexity"));
     assert!(by("awq", "1") != by("awq", "2"));
@@ -119,7 +119,11 @@ fn a_study_goes_on_where_it_stopped() {
     };
     let (gpt2, ids) = (golden("gpt2"), golden("gpt2/expected.safetensors"));
     let common = ["--ids", &ids, "--calib-ids", &ids, "-q"];
-    fails(&[&["study", "bits", &gpt2, "--work", &work][..], &common].concat(), 4, "another study");
+    fails(
+        &[&["study", "bits", &gpt2, "--work", &work][..], &common].concat(),
+        4,
+        "another study; what differs: files of the model, texts to",
+    );
     fails(&[&["study", "bits", &gpt2, "--methods", "worst"][..], &common].concat(), 2, "the methods are rtn");
     fails(
         &[&["study", "bits", &gpt2, "--methods", "best"][..], &common].concat(),

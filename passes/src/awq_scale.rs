@@ -247,16 +247,18 @@ impl AwqScale {
         }
         let best = parts::compose(&candidates, &parts, &chosen.iter().map(|(i, _, _)| *i).collect::<Vec<_>>());
         let alphas: Vec<f64> = best.alphas.clone();
+        let scaled = best.scales.iter().any(|s| *s != 1.0);
         cx.remarks.record(serde_json::json!({
             "producers": site.producers.iter().map(|p| crate::analysis::linears::label(region, p.weight)).collect::<Vec<_>>(),
             "consumers": site.consumers.iter().map(|p| crate::analysis::linears::label(region, p.weight)).collect::<Vec<_>>(),
             "free": site.free,
+            "scaled": scaled,
             "rule": best.rule.to_string(),
             "alpha": if let [alpha] = alphas[..] { serde_json::json!(alpha) } else { serde_json::json!(alphas) },
             "loss_before": chosen.iter().map(|(_, _, before)| *before).sum::<Option<f64>>(),
             "loss_after": chosen.iter().map(|(_, after, _)| after).sum::<f64>(),
         }));
-        if best.scales.iter().all(|s| *s == 1.0) {
+        if !scaled {
             cx.remarks.push(RemarkKind::Missed, format!("{line}: no scales are better than none"));
             return Ok(None);
         }

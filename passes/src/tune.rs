@@ -23,15 +23,22 @@ pub struct TuneOptions {
     pub steps: usize,
     /// Calibration windows in a step.
     pub batch: usize,
-    /// Largest relative change of a number in the first steps.
-    pub rate: f64,
+    /// Largest relative change of a number in the first steps; if not given, what the width of the codes asks for.
+    pub rate: Option<f64>,
     /// Windows that are only measured on.
     pub held_out: usize,
 }
 
 impl Default for TuneOptions {
     fn default() -> Self {
-        Self { steps: 40, batch: 2, rate: 1e-3, held_out: 4 }
+        Self { steps: 40, batch: 2, rate: None, held_out: 4 }
+    }
+}
+
+impl TuneOptions {
+    /// The rate for codes of at most so many bits. The fewer the bits, the farther scales have to go.
+    pub fn rate_for(&self, bits: u8) -> f64 {
+        self.rate.unwrap_or(if bits <= 2 { 2e-3 } else { 1e-3 })
     }
 }
 
@@ -52,8 +59,8 @@ before passes that fuse ops or pack weights.
 Lossy, towards the original. Windows that are not trained on decide: if the divergence on them does not fall, nothing is
 moved.
 # Options
-`steps` (40) of Adam, `batch` (2) calibration windows in each, `rate` (0.001): the largest relative change in a step, which
-falls to 0 as a cosine. `held-out` (4): calibration windows that are measured on only; without any, the result is kept in
+`steps` (40) of Adam, `batch` (2) calibration windows in each. `rate`: the largest relative change in a step, which falls
+to 0 as a cosine; 0.001 if not given, 0.002 if no code has more than 2 bits. `held-out` (4): calibration windows that are measured on only; without any, the result is kept in
 any case.
 # Reference
 EfficientQAT, arXiv 2407.11062, section 3.3 (training of scales, end to end); Adam, arXiv 1412.6980.
@@ -69,8 +76,8 @@ EfficientQAT, arXiv 2407.11062, section 3.3 (training of scales, end to end); Ad
         if options.batch == 0 {
             return refuse("batch=0 is not possible: use 1 or more".into());
         }
-        if !(options.rate > 0.0 && options.rate < 1.0) {
-            return refuse(format!("rate={} is not possible: use a number between 0 and 1", options.rate));
+        if let Some(rate) = options.rate.filter(|r| !(*r > 0.0 && *r < 1.0)) {
+            return refuse(format!("rate={rate} is not possible: use a number between 0 and 1"));
         }
         Ok(Self { options })
     }

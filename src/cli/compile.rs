@@ -193,9 +193,10 @@ pub(super) fn group(text: &str) -> Result<Group, Failure> {
 
 fn summary(outcome: &Outcome) -> String {
     let Outcome { artefact, seconds, peak_rss_bytes, report, .. } = outcome;
+    let scaled = report.sites.iter().filter(|s| s["scaled"] == true).count();
     let memory = peak_rss_bytes.map_or_else(String::new, |b| format!(", {:.0} MB of memory at most", b as f64 / 1e6));
     format!(
-        "{}: {:.1} of {:.1} million weights in {:.2} bits, {} sites scaled, {seconds:.1} s{memory}\n",
+        "{}: {:.1} of {:.1} million weights in {:.2} bits, {scaled} of {} sites scaled, {seconds:.1} s{memory}\n",
         artefact.display(),
         report.quantized_parameters as f64 / 1e6,
         report.parameters as f64 / 1e6,

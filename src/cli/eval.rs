@@ -67,7 +67,9 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
         (None, Some(path)) => Against::Saved(path),
         (None, None) => Against::Nothing,
     };
-    if args.base_logits.is_some() && args.base_logits == args.save_logits {
+    if let (Some(base), Some(save)) = (&args.base_logits, &args.save_logits)
+        && (base == save || base.canonicalize().is_ok_and(|base| save.canonicalize().is_ok_and(|save| base == save)))
+    {
         return Err(Failure::new(Exit::Usage, "--save-logits would replace the base that --base-logits names")
             .help("give another file"));
     }

@@ -15,7 +15,7 @@ use crate::evaluate::Watched;
 use crate::failure::{Exit, Failure};
 use crate::model::Model;
 use crate::progress::print;
-use crate::resume::fingerprint;
+use crate::resume::{digest, fingerprint};
 use crate::statistics::Folder;
 use crate::study::activations::Calibrated;
 use crate::study::kept::Kept;
@@ -139,8 +139,8 @@ struct Calibrations {
     #[arg(long, default_value_t = 512, value_name = "N")]
     seqlen: usize,
     /// Numbers of calibration windows.
-    #[arg(long, value_delimiter = ',', default_value = "1,4,16,64", value_name = "N,…")]
-    windows: Vec<usize>,
+    #[arg(long, alias = "windows", value_delimiter = ',', default_value = "1,4,16,64", value_name = "N,…")]
+    samples: Vec<usize>,
     /// The methods.
     #[arg(long, value_delimiter = ',', default_value = "awq,gptq", value_name = "METHOD,…")]
     methods: Vec<String>,
@@ -235,8 +235,8 @@ fn bits(context: &Context, args: &Bits) -> Result<Outcome, Failure> {
 fn calibration(context: &Context, args: &Calibrations) -> Result<Outcome, Failure> {
     let quant = quant(args.scheme.bits, &args.scheme.group)?;
     let methods = methods(&args.methods)?;
-    let most = args.windows.iter().copied().max().unwrap_or(0);
-    if args.windows.contains(&0) || most == 0 || args.seqlen < 2 {
+    let most = args.samples.iter().copied().max().unwrap_or(0);
+    if args.samples.contains(&0) || most == 0 || args.seqlen < 2 {
         return Err(Failure::new(Exit::Usage, "at least one calibration window of two tokens is needed"));
     }
     let model = open(&args.common)?;
@@ -254,7 +254,7 @@ fn calibration(context: &Context, args: &Calibrations) -> Result<Outcome, Failur
     distinct(&texts)?;
     let all: Vec<Vec<i32>> = texts.iter().flat_map(|t| t.windows.iter().cloned()).collect();
     let mut lab = lab(context, &args.common, &model, &all)?;
-    let settings = calibration::Settings { methods, quant, texts, sizes: args.windows.clone() };
+    let settings = calibration::Settings { methods, quant, texts, sizes: args.samples.clone() };
     calibration::run(&mut lab, &context.registry, &settings)
 }
 
@@ -298,10 +298,10 @@ fn lab<'a>(
         texts.push(Text { name: name(path), windows: read_ids(path)?.into_iter().take(limit).collect() });
     }
     distinct(&texts)?;
-    let mut tokens: Vec<Vec<i32>> = texts.iter().flat_map(|t| t.windows.iter().cloned()).collect();
-    tokens.extend_from_slice(calibrated_on);
+    let tokens: Vec<Vec<i32>> = texts.iter().flat_map(|t| t.windows.iter().cloned()).collect();
     // Studies of one model on the same tokens share a folder: what one has measured, another need not.
-    let kept = Kept::open(common.work.as_deref(), &fingerprint(&model.path, "study", &tokens))?;
+    let parts = [("texts to evaluate on", digest(&tokens)), ("texts to calibrate on", digest(calibrated_on))];
+    let kept = Kept::open(common.work.as_deref(), &fingerprint(&model.path, parts))?;
     Ok(Lab::new(model, texts, kept, Watched { interrupt: &context.interrupt, quiet: context.quiet }))
 }
 

@@ -16,6 +16,7 @@ use awqc_passes::tune::Tune;
 use super::Request;
 use crate::failure::{Exit, Failure};
 use crate::model::Model;
+use crate::statistics::Statistics;
 
 /// Whether the target has kernels for the model, its linears quantized to any of `widths`.
 ///
@@ -34,6 +35,20 @@ pub(super) fn kernels(request: &Request<'_>, model: &Model, widths: &[u8]) -> Re
         }
     }
     Ok(())
+}
+
+/// Statistics that see the errors of earlier layers hold for one pipeline only.
+///
+/// # Errors
+/// When they are to be kept, or come from elsewhere.
+pub(super) fn own_statistics(statistics: &Statistics) -> Result<(), Failure> {
+    let (what, flag) = match statistics {
+        Statistics::Gather => return Ok(()),
+        Statistics::Save(_) => ("cannot be kept for another", "--save-profile"),
+        Statistics::Load(_) => ("cannot come from another", "--profile"),
+    };
+    let message = format!("the statistics of `profile{{propagate}}` belong to one pipeline and {what}");
+    Err(Failure::new(Exit::Usage, message).help(format!("leave out {flag}, or `propagate`")))
 }
 
 /// An output that is the model, or a folder around it, would take the model's place.

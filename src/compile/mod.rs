@@ -29,7 +29,7 @@ use crate::generate;
 use crate::interrupt::Interrupt;
 use crate::model::Model;
 use crate::progress::{Progress, say};
-use crate::resume::{Work, fingerprint};
+use crate::resume::{Work, digest, fingerprint};
 use crate::rss;
 use crate::size::Tally;
 use crate::statistics::{Folder, Statistics};
@@ -92,6 +92,9 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     let tuning = Tuning::of(&pipeline)?;
     let allocation = Allocation::of(&pipeline)?;
     let first = 0..tuning.as_ref().map_or(usize::MAX, |t| t.at);
+    if propagates(&pipeline) {
+        checks::own_statistics(&request.statistics)?;
+    }
     let staging = Staging::create(&request.out, request.existing).map_err(output::emit_failure)?;
     let model = Model::open(request.model)?;
     compilable(&model, &pipeline)?;
@@ -137,7 +140,10 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
         exec = exec.with_calibration(&windows)?;
     }
 
-    let work = request.resume.then(|| Work::open(&request.out, &fingerprint(request.model, &pipeline, &windows)));
+    let work = request.resume.then(|| {
+        let parts = [("pipeline", json!(pipeline)), ("calibration text", digest(&windows))];
+        Work::open(&request.out, &fingerprint(request.model, parts))
+    });
     let work = work.transpose()?;
     let mut remarks = Remarks::default();
     let mut tally = Tally::default();

@@ -33,7 +33,7 @@ pub fn run(lab: &mut Lab<'_>, registry: &Registry, settings: &Settings) -> Resul
         && short.windows.len() < *most
     {
         let message = format!("{}: {} calibration windows, {most} are asked for", short.name, short.windows.len());
-        return Err(Failure::new(Exit::Usage, message).help("give a longer text, or smaller numbers with --windows"));
+        return Err(Failure::new(Exit::Usage, message).help("give a longer text, or smaller numbers with --samples"));
     }
     let axes = Axes { x: "windows", label: "calibration windows", log: true, series: &["method", "calibrated_on"] };
     let length = texts.first().and_then(|t| t.windows.first()).map_or(0, Vec::len);

@@ -29,7 +29,7 @@ const WHOLE: &str = "SEARCH,quantize{SCHEME}REFINE";
 
 /// The passes of a method, with `SCHEME` for bits and group.
 pub fn pipeline(method: Method) -> String {
-    outline(WHOLE, method, 4.0)
+    outline(WHOLE, method)
 }
 
 /// Whether a method looks at activations.

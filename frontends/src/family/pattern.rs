@@ -4,11 +4,11 @@
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern(pub String);
 
-/// The placeholder.
+/// Where the number stands.
 const HOLE: &str = "{i}";
 
 impl Pattern {
-    /// Whether `name` fits; then with what number, if the pattern has a placeholder.
+    /// Whether `name` fits; then with what number, if the pattern has `{i}`.
     pub fn matches<'n>(&self, name: &'n str) -> Option<Option<&'n str>> {
         let fits = |name: &str, pattern: &str| match pattern.strip_suffix('*') {
             Some(start) => name.starts_with(start),

@@ -15,15 +15,11 @@ pub(crate) fn read_ints<B: Backend>(ids: IntTensor<B>) -> Result<Vec<i64>, Strin
 /// Checks that every index lies in the table.
 pub(crate) fn check(op: &Embedding, ids: &[i64], rows: usize) -> Result<(), String> {
     let offset = i64::from(op.offset);
-    match ids.iter().find(|i| !(0..rows as i64).contains(&i.saturating_add(offset))) {
-        None => Ok(()),
-        Some(bad) if offset == 0 => Err(format!(
-            "index {bad} is outside of the table of {rows} rows: a token that the model does not know, or a position beyond its last"
-        )),
-        Some(bad) => Err(format!(
-            "index {bad} + {offset} is outside of the table of {rows} rows: a token that the model does not know, or a position beyond its last"
-        )),
-    }
+    let Some(bad) = ids.iter().find(|i| !(0..rows as i64).contains(&i.saturating_add(offset))) else { return Ok(()) };
+    let plus = if offset == 0 { String::new() } else { format!(" + {offset}") };
+    Err(format!(
+        "index {bad}{plus} is outside of the table of {rows} rows: a token that the model does not know, or a position beyond its last"
+    ))
 }
 
 /// See [`crate::interp::ExecBackend::op_embedding`]. Indices are read back to be checked: backends differ in what they do
