@@ -35,13 +35,11 @@ fn a_tuned_model_is_nearer_to_the_float_model_and_packs_like_any_other() {
         let float = golden(name);
         let (before, after) = (divergence(name, &plain, &float, &[]), divergence(name, &tuned, &float, &[]));
         assert!(after < 0.5 * before, "{name}: {before} before, {after} after");
-        if !matches!(name, "mixtral" | "deepseek_v2") {
-            // The scales went with the codes through fusion and packing.
-            let fused = "fuse-qkv,fuse-gate-up,fuse-norm,fuse-rope,dce,pack{layout=r16}";
-            compile(name, &packed, "cpu-native", &format!("{CODES},{TUNE},{fused}"));
-            let apart = divergence(name, &packed, &tuned, &["--act", "f32"]);
-            assert!(apart < 1e-5, "{name}: packed and reference differ by {apart}");
-        }
+        // The scales went with the codes through fusion and packing.
+        let fused = "fuse-qkv,fuse-gate-up,fuse-norm,fuse-rope,dce,pack{layout=r16}";
+        compile(name, &packed, "cpu-native", &format!("{CODES},{TUNE},{fused}"));
+        let apart = divergence(name, &packed, &tuned, &["--act", "f32"]);
+        assert!(apart < 1e-5, "{name}: packed and reference differ by {apart}");
     }
 }
 

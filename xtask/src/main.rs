@@ -8,6 +8,7 @@ mod docs;
 mod goldens;
 mod run;
 mod test;
+mod vnni;
 
 use std::process::ExitCode;
 
@@ -16,6 +17,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   demo              fetch SmolLM2-135M-Instruct, compile it to 4 bits, compare perplexity, size and time, generate text
   test              format, lints, all tests, documentation check: what continuous integration runs
   arm               build for 64-bit ARM, run the CPU back end's tests on emulated processors (part of `test` where it can be had)
+  vnni              run the CPU kernels' tests on an emulated x86 processor with AVX-512 VNNI (Debian; fetches the emulator)
   docs [--check]    write docs/passes.md from the passes' own documentation, or check that it is up to date
   goldens [DIR]     make golden checkpoints with PyTorch in a scratch environment (default: target/goldens)";
 
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
         ["demo"] => demo::demo(),
         ["test"] => test::test(),
         ["arm"] => arm::arm(),
+        ["vnni"] => vnni::vnni(),
         ["docs"] => docs::docs(docs::Mode::Write),
         ["docs", "--check"] => docs::docs(docs::Mode::Check),
         ["goldens"] => goldens::goldens("target/goldens"),

@@ -2,13 +2,15 @@
 //!
 //! A module is *lowered* once: fused calls are opened, values get places in one arena, and its ops are gathered in
 //! stages (a matrix product, an attention, or a run of steps that treat each token by itself). A team of threads walks
-//! through the stages in step; nothing is allocated for a token. See [`Session`].
+//! through the stages in step; nothing is allocated for a token, but for the lists by which experts are chosen. See
+//! [`Session`].
 //!
 //! Products with packed weights are in [`kernels`]: one scalar version that says what is right, and versions for AVX2,
 //! AVX-512 and NEON that give the same bits and are chosen by what the machine has.
 
 mod arena;
 mod dense;
+mod experts;
 pub mod kernels;
 mod lower;
 mod memory;

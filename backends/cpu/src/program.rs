@@ -3,10 +3,11 @@
 use std::borrow::Cow;
 
 use awqc_ir::Stored;
-use awqc_ir::op::{RopeTable, Sdpa};
+use awqc_ir::op::{RopeTable, Sdpa, TopK};
 use awqc_ir::panels::Panels;
 
 use crate::arena::Place;
+use crate::experts::Choice;
 use crate::memory::{Bytes, Memory};
 
 /// The stages of a part of a module, in order. All members of the team are done with a stage before the next begins.
@@ -23,8 +24,19 @@ pub(crate) struct Program<'a> {
     pub(crate) caches: Vec<(usize, usize)>,
     /// What holds the packed weights that are not where they came from.
     pub(crate) memory: Memory,
-    /// The shapes that the activations of packed linears are quantized for.
-    pub(crate) activations: Vec<Panels>,
+    /// The activations of packed linears.
+    pub(crate) activations: Vec<Rounded>,
+    /// The ways of tokens to experts; layers that choose in the same manner share one.
+    pub(crate) routes: Vec<Choice>,
+}
+
+/// Activations that are quantized once for all products that read them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rounded {
+    /// The shape that they are quantized for.
+    pub(crate) shape: Panels,
+    /// Which of [`Program::routes`] their rows follow; those of tokens follow none.
+    pub(crate) route: Option<usize>,
 }
 
 /// What the team does between two barriers.
@@ -35,6 +47,17 @@ pub(crate) enum Stage<'a> {
     Linear(Linear<'a>),
     /// Attention. Members take heads and blocks of tokens.
     Attend(Attend),
+    /// Finds which rows each expert gets. One member does.
+    Route {
+        /// The numbers of the experts of each token.
+        chosen: Place,
+        /// Which of [`Program::routes`].
+        to: usize,
+    },
+    /// Gathers and quantizes the rows of each expert. Members take runs of rows.
+    Gather(Gather),
+    /// The products of each expert. Members take output channels.
+    Experts(Experts<'a>),
 }
 
 /// Integers that are given with every pass.
@@ -74,6 +97,12 @@ pub(crate) enum Row<'a> {
     Remember { k: Place, v: Place, cache: usize },
     /// The row as 8-bit activations.
     Quantize { x: Place, to: usize },
+    /// `e^x / Σ e^x`.
+    Softmax { at: Place },
+    /// The experts of the token, as numbers, and their weights.
+    Choose { op: TopK, scores: Place, bias: Option<Vec<f32>>, weights: Place, chosen: Place },
+    /// `Σ_j weights[j] · y[j]` over the rows of the token's experts.
+    Combine { y: Place, weights: Place, out: Place },
 }
 
 /// Elementwise functions.
@@ -126,6 +155,26 @@ pub(crate) enum Product<'a> {
     },
     /// Of floats.
     Dense { weight: Dense<'a>, x: Place },
+}
+
+/// The rows of each expert in the order of a route, quantized.
+pub(crate) struct Gather {
+    pub(crate) route: usize,
+    /// The rows of all choices side by side, or one row for all of them.
+    pub(crate) x: Place,
+    /// Which of [`Program::activations`].
+    pub(crate) to: usize,
+}
+
+/// For each token and choice `out = x Wᵀ` with the matrix of the expert that is chosen.
+pub(crate) struct Experts<'a> {
+    pub(crate) route: usize,
+    /// With the matrices of all experts one below the other.
+    pub(crate) product: Product<'a>,
+    /// Output channels of one expert.
+    pub(crate) rows: usize,
+    /// Of all choices side by side.
+    pub(crate) out: Place,
 }
 
 /// A float matrix, row-major, as it is stored.

@@ -1,21 +1,27 @@
 //! A model ready to run: weights in place, caches and activations allocated, a team of threads.
 
+mod experts;
+
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use awqc_exec::Logits;
 use awqc_exec::host::attention::{Heads, ROWS, Rows};
 use awqc_exec::host::elementwise;
-use awqc_exec::host::math::simd;
+use awqc_exec::host::math::{simd, softmax};
 use awqc_exec::host::norm::{layer_row, rms_row};
 use awqc_exec::host::rotate::turn_row;
 use awqc_exec::interp::frequencies::{angles, frequencies};
+use awqc_exec::interp::ops::routing::choose;
+use awqc_ir::panels::Panels;
 use awqc_ir::{TensorSource, Verified};
 use awqc_passes::Tensor;
 
 use crate::CpuError;
 use crate::arena::{Arena, Place};
 use crate::dense::BLOCK_ROWS;
+use crate::experts::Route;
 use crate::kernels::{self, Acts, FloatActs, Isa, OutTile, TILE};
 use crate::lower::{Input, lower};
 use crate::memory::Pages;
@@ -69,8 +75,10 @@ pub struct Session<'a> {
 struct Part<'a> {
     program: Program<'a>,
     arena: Arena,
-    /// Activations by shape and tile of tokens.
+    /// Activations by shape and tile of tokens, or run of an expert's rows.
     quantized: Vec<Vec<RwLock<Quantized>>>,
+    /// The rows of each expert.
+    routes: Vec<RwLock<Route>>,
     /// Memory of each member for intermediate results.
     scratch: Vec<Mutex<Vec<f32>>>,
 }
@@ -80,6 +88,24 @@ struct Part<'a> {
 struct Quantized {
     int8: Acts,
     float: FloatActs,
+}
+
+impl Quantized {
+    /// Takes `x`, `[tokens, cols]`, for weights of this shape.
+    fn fill(&mut self, options: &Options, shape: &Panels, tokens: usize, x: &[f32]) {
+        match options.activations {
+            Activations::Int8 => self.int8.quantize(options.isa, shape, tokens, x),
+            Activations::F32 => self.float.copy(shape, tokens, x),
+        }
+    }
+
+    /// The product with some panels of a weight.
+    fn multiply(&self, options: &Options, shape: &Panels, bytes: &[u8], panels: Range<usize>, out: OutTile<'_>) {
+        match options.activations {
+            Activations::Int8 => kernels::matmul_i8(options.isa, shape, bytes, panels, &self.int8, out),
+            Activations::F32 => kernels::matmul_f32(options.isa, shape, bytes, panels, &self.float, out),
+        }
+    }
 }
 
 /// Keys and values of all positions, `[context, channels]`.
@@ -147,15 +173,25 @@ impl<'a> Session<'a> {
         &self.options
     }
 
-    /// Bytes of weights that are read for every token: all matrices but the embedding's.
+    /// Bytes of weights that are read for every token: all matrices but the embedding's, and of experts those that a
+    /// token goes to.
     pub fn bytes_per_token(&self) -> usize {
-        let stages = self.body.program.stages.iter().chain(&self.head.program.stages);
-        let bytes = stages.map(|stage| match stage {
-            Stage::Linear(Linear { product: Product::Packed { shape, .. }, .. }) => shape.total_bytes(),
-            Stage::Linear(Linear { product: Product::Dense { weight, .. }, .. }) => weight.bytes.len(),
-            Stage::Rows(_) | Stage::Attend(_) => 0,
-        });
-        bytes.sum()
+        let bytes = |product: &Product<'_>| match product {
+            Product::Packed { shape, .. } => shape.total_bytes(),
+            Product::Dense { weight, .. } => weight.bytes.len(),
+        };
+        let of = |part: &Part<'_>| {
+            let stages = part.program.stages.iter().map(|stage| match stage {
+                Stage::Linear(linear) => bytes(&linear.product),
+                Stage::Experts(all) => {
+                    let choice = part.program.routes[all.route];
+                    bytes(&all.product) / choice.experts.max(1) * choice.each
+                }
+                Stage::Rows(_) | Stage::Attend(_) | Stage::Route { .. } | Stage::Gather(_) => 0,
+            });
+            stages.sum::<usize>()
+        };
+        of(&self.body) + of(&self.head)
     }
 
     /// Whether any product is one with low-bit codes.
@@ -269,10 +305,14 @@ struct Work<'w> {
 
 impl<'a> Part<'a> {
     fn new(program: Program<'a>, capacity: usize, members: usize) -> Self {
-        let tiles = || (0..capacity.div_ceil(TILE)).map(|_| RwLock::default()).collect();
+        let tiles = |route: Option<usize>| {
+            let count = route.map_or(capacity.div_ceil(TILE), |r| program.routes[r].most_runs(capacity));
+            (0..count).map(|_| RwLock::default()).collect()
+        };
         Self {
             arena: Arena::new(program.columns, capacity),
-            quantized: program.activations.iter().map(|_| tiles()).collect(),
+            quantized: program.activations.iter().map(|a| tiles(a.route)).collect(),
+            routes: program.routes.iter().map(|_| RwLock::default()).collect(),
             scratch: (0..members).map(|_| Mutex::default()).collect(),
             program,
         }
@@ -290,6 +330,9 @@ impl<'a> Part<'a> {
                     Stage::Rows(steps) => self.rows(member, work, steps, count),
                     Stage::Linear(linear) => self.linear(member, work, linear, count, &mut scratch),
                     Stage::Attend(attend) => self.attend(member, work, attend, count, &mut scratch),
+                    Stage::Route { chosen, to } => self.route(member, *chosen, *to, count),
+                    Stage::Gather(gather) => self.gather(member, work, gather, &mut scratch),
+                    Stage::Experts(experts) => self.experts(member, work, experts, &mut scratch),
                 }
             }
         });
@@ -305,14 +348,10 @@ impl<'a> Part<'a> {
                     part.iter().for_each(|step| self.row(work, step, t));
                 }
                 if let Some(Row::Quantize { x, to }) = part.last() {
-                    let shape = &self.program.activations[*to];
+                    let shape = &self.program.activations[*to].shape;
                     // SAFETY: the tile's rows are this member's in this stage.
                     let x = unsafe { self.arena.rows(*x, tile.clone()) };
-                    let mut quantized = write(&self.quantized[*to][first / TILE]);
-                    match work.options.activations {
-                        Activations::Int8 => quantized.int8.quantize(work.options.isa, shape, tile.len(), x),
-                        Activations::F32 => quantized.float.copy(shape, tile.len(), x),
-                    }
+                    write(&self.quantized[*to][first / TILE]).fill(work.options, shape, tile.len(), x);
                 }
             }
         }
@@ -396,6 +435,29 @@ impl<'a> Part<'a> {
             }
             // A whole tile at a time, see `rows`.
             Row::Quantize { .. } => {}
+            Row::Softmax { at } => simd(
+                #[inline(always)]
+                || softmax(write(*at)),
+            ),
+            Row::Choose { op, scores, bias, weights, chosen } => {
+                let scores = read(*scores);
+                let by = match bias {
+                    Some(bias) => scores.iter().zip(bias).map(|(s, b)| s + b).collect(),
+                    None => scores.to_vec(),
+                };
+                for ((w, e), (weight, expert)) in
+                    write(*weights).iter_mut().zip(write(*chosen)).zip(choose(op, scores, by))
+                {
+                    (*w, *e) = (weight, expert as f32);
+                }
+            }
+            Row::Combine { y, weights, out } => {
+                let out = write(*out);
+                out.fill(0.0);
+                for (w, y) in read(*weights).iter().zip(read(*y).chunks_exact(out.len().max(1))) {
+                    out.iter_mut().zip(y).for_each(|(out, y)| *out += w * y);
+                }
+            }
         }
     }
 
@@ -414,14 +476,7 @@ impl<'a> Part<'a> {
                     let quantized = read(&self.quantized[*x][i]);
                     // SAFETY: these channels of `out` are this member's in this stage.
                     let out = unsafe { self.tile(out, tile, rows.clone()) };
-                    match work.options.activations {
-                        Activations::Int8 => {
-                            kernels::matmul_i8(work.options.isa, shape, bytes, panels.clone(), &quantized.int8, out);
-                        }
-                        Activations::F32 => {
-                            kernels::matmul_f32(work.options.isa, shape, bytes, panels.clone(), &quantized.float, out);
-                        }
-                    }
+                    quantized.multiply(work.options, shape, bytes, panels.clone(), out);
                 }
                 self.bias(linear, rows, count);
             }
@@ -442,13 +497,13 @@ impl<'a> Part<'a> {
     ///
     /// # Safety
     /// Nothing else may read or write them while the tile lives.
-    unsafe fn tile(&self, at: Place, tokens: std::ops::Range<usize>, rows: std::ops::Range<usize>) -> OutTile<'_> {
+    unsafe fn tile(&self, at: Place, tokens: Range<usize>, rows: Range<usize>) -> OutTile<'_> {
         let at = Place { col: at.col + rows.start, width: rows.len(), ..at };
         // SAFETY: `pointer` checks the bounds of the first and last token; the caller excludes all others.
         unsafe { OutTile::from_raw(self.arena.pointer(at, tokens.clone()), tokens.len(), at.stride, rows.len()) }
     }
 
-    fn bias(&self, linear: &Linear<'_>, rows: std::ops::Range<usize>, count: usize) {
+    fn bias(&self, linear: &Linear<'_>, rows: Range<usize>, count: usize) {
         let Some(bias) = &linear.bias else { return };
         let at = Place { col: linear.out.col + rows.start, width: rows.len(), ..linear.out };
         for t in 0..count {

@@ -13,10 +13,10 @@ use std::collections::BTreeMap;
 use awqc_exec::coverage::without_kernels;
 use awqc_exec::interp::frequencies::frequencies;
 use awqc_ir::inline::inline_fused;
-use awqc_ir::op::{GeluForm, Op};
-use awqc_ir::{FusedDef, Module, Region, TensorSource, ValueId, WeightId};
+use awqc_ir::op::{Domain, GeluForm, Op};
+use awqc_ir::{FusedDef, Module, Region, TensorSource, Type, ValueId, WeightId};
 
-use self::place::{Flat, FlatProgram, Var, place};
+use self::place::{Flat, FlatProgram, Var, Way, place};
 use self::weights::{Home, dense, matrix, vector};
 use crate::CpuError;
 use crate::arena::Place;
@@ -30,6 +30,16 @@ pub(crate) enum Entry {
     Ints(Ints),
     /// Computed, or given as floats.
     Float(Var),
+    /// For each token the rows of its experts side by side, or one row that all of them see.
+    Experts(Var, Routed),
+}
+
+/// The way of a value's rows to experts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Routed {
+    way: Way,
+    /// Experts of a token.
+    each: usize,
 }
 
 /// Lowers a chain of regions whose stream begins with `stream`; returns the program and the stream behind it.
@@ -43,7 +53,8 @@ pub(crate) fn lower<'a>(
     inputs: &[Input],
     pages: Pages,
 ) -> Result<(Program<'a>, Vec<Input>), CpuError> {
-    let mut builder = Builder { flat: FlatProgram::default(), home: Home { pages, memory: Memory::default() } };
+    let mut builder =
+        Builder { flat: FlatProgram::default(), home: Home { pages, memory: Memory::default() }, ways: Vec::new() };
     let mut stream: Vec<Entry> = inputs.iter().map(|i| builder.input(*i)).collect();
     builder.flat.given = stream.iter().filter_map(|e| e.float()).collect();
     for region in regions {
@@ -61,7 +72,8 @@ pub(crate) fn lower<'a>(
 /// Why no kernel covers an op in this form, whatever its operands.
 fn uncovered(op: &Op) -> Option<&'static str> {
     let sees_later = matches!(op, Op::Sdpa(op) if !op.causal);
-    without_kernels(op).or_else(|| sees_later.then_some("tokens are taken in pieces here, so attention must be causal"))
+    without_kernels(op, &[Domain::Experts])
+        .or_else(|| sees_later.then_some("tokens are taken in pieces here, so attention must be causal"))
 }
 
 /// Whether kernels cover a module, as far as can be told before its weights are packed.
@@ -95,7 +107,7 @@ pub(crate) enum Input {
 impl Entry {
     fn float(self) -> Option<Var> {
         match self {
-            Entry::Float(var) => Some(var),
+            Entry::Float(var) | Entry::Experts(var, _) => Some(var),
             Entry::Ints(_) => None,
         }
     }
@@ -104,6 +116,8 @@ impl Entry {
 struct Builder<'a> {
     flat: FlatProgram<'a>,
     home: Home,
+    /// The ways to experts so far, each with the value that has their numbers.
+    ways: Vec<Var>,
 }
 
 impl<'a> Builder<'a> {
@@ -122,7 +136,7 @@ impl<'a> Builder<'a> {
     fn output(&self, entry: Entry) -> Input {
         match entry {
             Entry::Ints(ints) => Input::Ints(ints),
-            Entry::Float(var) => Input::Float(self.flat.widths[var]),
+            Entry::Float(var) | Entry::Experts(var, _) => Input::Float(self.flat.widths[var]),
         }
     }
 
@@ -141,22 +155,34 @@ impl<'a> Builder<'a> {
             if let Some(why) = uncovered(op) {
                 return Err(unsupported(op, why));
             }
-            let mut outs = Vec::new();
-            for r in &node.results {
-                let width = region.value(*r).ty.channels().and_then(|c| usize::try_from(c).ok());
-                outs.push(
-                    self.var(width.ok_or_else(|| unsupported(op, "the result has no fixed number of channels"))?),
-                );
-            }
             let weights: Vec<WeightId> = node.operands.iter().filter_map(|o| o.weight()).collect();
             let mut floats = Vec::new();
-            let mut ints = None;
+            let (mut ints, mut routed) = (None, None);
             for v in node.operands.iter().filter_map(|o| o.value()) {
                 match known.get(&v) {
                     Some(Entry::Float(var)) => floats.push(*var),
                     Some(Entry::Ints(i)) => ints = Some(*i),
+                    Some(Entry::Experts(_, of)) if routed.is_some_and(|r| r != *of) => {
+                        return Err(unsupported(op, "the operands go to experts by different choices"));
+                    }
+                    Some(Entry::Experts(var, of)) => {
+                        routed = Some(*of);
+                        let channels = channels(&region.value(v).ty).unwrap_or(0);
+                        // A product can read one row for all experts, other ops change the row of each.
+                        let shared = of.each > 1 && self.flat.widths[*var] == channels && !matches!(op, Op::Linear(_));
+                        floats.push(if shared { self.copies(*var, of.each) } else { *var });
+                    }
                     None => return Err(unsupported(op, "an operand is not given")),
                 }
+            }
+            // The rows of a token's experts lie side by side.
+            let rows = if matches!(op, Op::Combine(_)) { 1 } else { routed.map_or(1, |r: Routed| r.each) };
+            let mut outs = Vec::new();
+            for r in &node.results {
+                let width = channels(&region.value(*r).ty).map(|c| c * rows);
+                outs.push(
+                    self.var(width.ok_or_else(|| unsupported(op, "the result has no fixed number of channels"))?),
+                );
             }
             let vector = |at: usize| weights.get(at).map(|w| vector(region, *w, source)).transpose();
             let need = |at: usize| floats.get(at).copied().ok_or_else(|| unsupported(op, "an operand is missing"));
@@ -166,22 +192,44 @@ impl<'a> Builder<'a> {
                     let of = ints.ok_or_else(|| unsupported(op, "the indices must be token ids or positions"))?;
                     let table = weights.first().ok_or_else(|| unsupported(op, "a table is missing"))?;
                     let table = dense(region, *table, source)?;
-                    let step = move |out: &[Place]| Row::Embed { table, of, offset: e.offset, out: out[0] };
-                    self.flat.steps.push(Flat::Make { out: outs.clone(), step: Box::new(step) });
+                    self.make(Vec::new(), &outs, move |_, out| Row::Embed { table, of, offset: e.offset, out: out[0] });
                 }
                 Op::RopeTable(of) => {
                     if ints != Some(Ints::Positions) {
                         return Err(unsupported(op, "the angles must be those of the positions"));
                     }
                     let fixed = (!of.depends_on_length()).then(|| frequencies(&of, 0));
-                    let step = move |out: &[Place]| Row::Angles { of, fixed, cos: out[0], sin: out[1] };
-                    self.flat.steps.push(Flat::Make { out: outs.clone(), step: Box::new(step) });
+                    self.make(Vec::new(), &outs, move |_, out| Row::Angles { of, fixed, cos: out[0], sin: out[1] });
                 }
-                Op::Softmax(_)
-                | Op::TopK(_)
-                | Op::Dispatch(_)
-                | Op::Combine(_)
-                | Op::Patches(_)
+                Op::Softmax(_) => self.change(need(0)?, Vec::new(), out, |at, _: &[Place]| Row::Softmax { at }),
+                Op::TopK(op) => {
+                    let bias = vector(0)?;
+                    self.make(vec![need(0)?], &outs, move |of, out| Row::Choose {
+                        op,
+                        scores: of[0],
+                        bias,
+                        weights: out[0],
+                        chosen: out[1],
+                    });
+                }
+                Op::Dispatch(d) => {
+                    let (x, chosen) = (need(0)?, need(1)?);
+                    let experts =
+                        usize::try_from(d.experts).map_err(|_| unsupported(op, "there are too many experts"))?;
+                    let way = self.way(chosen, experts);
+                    let routed = Routed { way, each: self.flat.widths[chosen] };
+                    known.extend(node.results.iter().map(|r| (*r, Entry::Experts(x, routed))));
+                    continue;
+                }
+                Op::Combine(_) => {
+                    let same = |r: Routed| Some(&self.ways[r.way]) == floats.get(2);
+                    if !routed.is_some_and(same) {
+                        return Err(unsupported(op, "its rows must be those of the experts that it names"));
+                    }
+                    let by = vec![need(0)?, need(1)?];
+                    self.make(by, &outs, |of, out| Row::Combine { y: of[0], weights: of[1], out: out[0] });
+                }
+                Op::Patches(_)
                 | Op::Merge(_)
                 | Op::Place(_)
                 | Op::Learned(_)
@@ -193,20 +241,29 @@ impl<'a> Builder<'a> {
                 | Op::Foreign(_) => return Err(unsupported(op, "no kernel covers it")),
                 Op::Linear(_) => {
                     let weight = *weights.first().ok_or_else(|| unsupported(op, "a weight is missing"))?;
-                    let weight = matrix(region, weight, source, &mut self.home)?;
-                    self.flat.steps.push(Flat::Linear { weight, bias: vector(1)?, x: need(0)?, out });
+                    let (weight, x) = (matrix(region, weight, source, &mut self.home)?, need(0)?);
+                    self.flat.steps.push(match routed {
+                        None => Flat::Linear { weight, bias: vector(1)?, x, out },
+                        Some(Routed { way, .. }) => Flat::Experts { weight, route: way, x, out },
+                    });
                 }
                 Op::RmsNorm(n) => {
                     let gain = vector(0)?.map(|g| g.iter().map(|g| g + n.offset as f32).collect());
-                    let heads = n.heads.map_or(1, |h| h as usize);
+                    let heads = rows * n.heads.map_or(1, |h| h as usize);
                     let step = move |at, _: &[Place]| Row::RmsNorm { at, heads, eps: n.eps as f32, gain };
                     self.change(need(0)?, Vec::new(), out, step);
                 }
                 Op::LayerNorm(n) => {
                     let (gain, bias) = (vector(0)?, vector(1)?);
-                    let heads = n.heads.map_or(1, |h| h as usize);
+                    if n.heads.is_some() && routed.is_some() {
+                        return Err(unsupported(op, "heads of rows of experts have no kernel"));
+                    }
+                    let heads = rows * n.heads.map_or(1, |h| h as usize);
                     let step = move |at, _: &[Place]| Row::LayerNorm { at, heads, eps: n.eps as f32, gain, bias };
                     self.change(need(0)?, Vec::new(), out, step);
+                }
+                Op::Rope(_) | Op::Sdpa(_) | Op::Repeat(_) if routed.is_some() => {
+                    return Err(unsupported(op, "rows of experts have no kernel for it"));
                 }
                 Op::Rope(r) => {
                     let (heads, interleaved) = (r.heads as usize, r.interleaved);
@@ -232,6 +289,7 @@ impl<'a> Builder<'a> {
                 Op::Add(_) | Op::Mul(_) => {
                     let f = if matches!(op, Op::Add(_)) { Zip::Add } else { Zip::Mul };
                     if let Some(by) = vector(0)? {
+                        let by = by.repeat(rows);
                         if by.len() != width {
                             return Err(unsupported(op, "a parameter must have one number for each channel"));
                         }
@@ -247,7 +305,7 @@ impl<'a> Builder<'a> {
                     }
                 }
                 Op::Split(s) => {
-                    let (from, heads) = (need(0)?, s.heads as usize);
+                    let (from, heads) = (need(0)?, rows * s.heads as usize);
                     let stride = self.flat.widths[from] / heads.max(1);
                     let mut col = 0;
                     for (out, size) in outs.iter().zip(s.sizes.iter().map(|s| *s as usize)) {
@@ -262,7 +320,7 @@ impl<'a> Builder<'a> {
                     }
                 }
                 Op::Concat(c) => {
-                    let heads = c.heads as usize;
+                    let heads = rows * c.heads as usize;
                     let mut parts = Vec::with_capacity(heads * floats.len());
                     for h in 0..heads {
                         for from in &floats {
@@ -278,7 +336,9 @@ impl<'a> Builder<'a> {
                 }
                 Op::Fused(f) => return Err(unsupported(op, &format!("@{} is not defined", f.callee))),
             }
-            known.extend(node.results.iter().copied().zip(outs.into_iter().map(Entry::Float)));
+            let behind = routed.filter(|_| !matches!(op, Op::Combine(_)));
+            let entry = |var| behind.map_or(Entry::Float(var), |of| Entry::Experts(var, of));
+            known.extend(node.results.iter().copied().zip(outs.into_iter().map(entry)));
         }
         let result = |r: &ValueId| {
             known
@@ -296,6 +356,27 @@ impl<'a> Builder<'a> {
         out
     }
 
+    /// A value side by side with itself.
+    fn copies(&mut self, from: Var, count: usize) -> Var {
+        let out = self.var(self.flat.widths[from] * count);
+        self.flat.steps.push(Flat::Join { parts: vec![from; count], out });
+        out
+    }
+
+    /// The way of tokens to the experts whose numbers `chosen` has.
+    fn way(&mut self, chosen: Var, experts: usize) -> Way {
+        self.ways.iter().position(|c| *c == chosen).unwrap_or_else(|| {
+            let route = self.ways.len();
+            self.ways.push(chosen);
+            self.flat.steps.push(Flat::Route { chosen, experts, route });
+            route
+        })
+    }
+
+    fn make(&mut self, with: Vec<Var>, out: &[Var], step: impl FnOnce(&[Place], &[Place]) -> Row<'a> + 'a) {
+        self.flat.steps.push(Flat::Make { with, out: out.to_vec(), step: Box::new(step) });
+    }
+
     fn change(&mut self, from: Var, with: Vec<Var>, out: Var, step: impl FnOnce(Place, &[Place]) -> Row<'a> + 'a) {
         self.flat.steps.push(Flat::Change { from, with, out, step: Box::new(step) });
     }
@@ -303,4 +384,9 @@ impl<'a> Builder<'a> {
     fn map(&mut self, from: Var, out: Var, f: Map) {
         self.change(from, Vec::new(), out, move |at, _: &[Place]| Row::Map { at, f });
     }
+}
+
+/// The channels of a value, if they are a number of this machine.
+fn channels(ty: &Type) -> Option<usize> {
+    usize::try_from(ty.channels()?).ok()
 }

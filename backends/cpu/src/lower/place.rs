@@ -4,25 +4,32 @@
 //! place, are further *views* of the slot of the value that they come from. A slot is free when no view of it will be
 //! read any more and none is a result.
 
+use std::collections::BTreeMap;
+
 use awqc_ir::op::Sdpa;
 use awqc_ir::panels::Panels;
 
 use super::weights::Matrix;
 use crate::arena::Place;
-use crate::program::{Attend, Linear, Product, Program, Row, Stage};
+use crate::experts::Choice;
+use crate::program::{Attend, Experts, Gather, Linear, Product, Program, Rounded, Row, Stage};
 
 /// Index of a value of the flat program.
 pub(super) type Var = usize;
 
-/// Makes a row step, given the places of its results.
-pub(super) type Made<'a> = Box<dyn FnOnce(&[Place]) -> Row<'a> + 'a>;
+/// Index of a way of tokens to experts.
+pub(super) type Way = usize;
+
+/// Makes a row step, given the places that it reads and those of its results.
+pub(super) type Made<'a> = Box<dyn FnOnce(&[Place], &[Place]) -> Row<'a> + 'a>;
 /// Makes a row step, given the place that it changes and those that it reads.
 pub(super) type Changed<'a> = Box<dyn FnOnce(Place, &[Place]) -> Row<'a> + 'a>;
 
 /// A step before places are known.
 pub(super) enum Flat<'a> {
-    /// A row step that makes `out` from nothing.
+    /// A row step that makes `out`, reading `with`.
     Make {
+        with: Vec<Var>,
         out: Vec<Var>,
         step: Made<'a>,
     },
@@ -57,18 +64,33 @@ pub(super) enum Flat<'a> {
         v: Var,
         out: Var,
     },
+    /// Finds the rows of each of `experts`.
+    Route {
+        chosen: Var,
+        experts: usize,
+        route: Way,
+    },
+    /// `out` has the rows of all choices side by side; `x` too, or one row for all of them.
+    Experts {
+        weight: Matrix<'a>,
+        route: Way,
+        x: Var,
+        out: Var,
+    },
 }
 
 impl Flat<'_> {
     /// The values that the step looks at.
     fn reads(&self) -> Vec<Var> {
         match self {
-            Flat::Make { .. } => Vec::new(),
+            Flat::Make { with, .. } => with.clone(),
             Flat::Change { from, with, .. } => [*from].into_iter().chain(with.iter().copied()).collect(),
             Flat::Window { from, .. } => vec![*from],
             Flat::Join { parts, .. } => parts.clone(),
             Flat::Linear { x, .. } => vec![*x],
             Flat::Attend { q, k, v, .. } => vec![*q, *k, *v],
+            Flat::Route { chosen, .. } => vec![*chosen],
+            Flat::Experts { x, .. } => vec![*x],
         }
     }
 }
@@ -93,6 +115,11 @@ pub(super) fn place(flat: FlatProgram<'_>) -> Program<'_> {
     }
     flat.results.iter().for_each(|r| vars[*r].result = true);
     let mut placer = Placer { vars, ..Placer::default() };
+    for step in &flat.steps {
+        if let Flat::Experts { route, .. } = step {
+            *placer.ways.entry(*route).or_default() += 1;
+        }
+    }
     for var in flat.given {
         let place = placer.allocate(var);
         placer.program.inputs.push(place);
@@ -146,8 +173,12 @@ struct Placer<'a> {
     /// Memory that became free in the current stage. It waits for the stage's end: another stride in the same memory
     /// would mix up the rows of different tokens, which members treat at different times.
     pending: Vec<Memory>,
-    /// For each shape of activations, the value whose rounded form is at hand.
-    rounded: Vec<Option<Var>>,
+    /// For each of the program's activations, the value whose rounded form is at hand, and whose way its rows follow.
+    rounded: Vec<Option<(Var, Option<Way>)>>,
+    /// For each way, the products that are still to come.
+    ways: BTreeMap<Way, usize>,
+    /// For each of the program's routes, the way that it holds.
+    routes: Vec<Way>,
     program: Program<'a>,
 }
 
@@ -238,9 +269,11 @@ impl<'a> Placer<'a> {
                 self.view(out, slot, first + col);
                 self.release(from);
             }
-            Flat::Make { out, step } => {
+            Flat::Make { with, out, step } => {
+                let by: Vec<Place> = with.iter().map(|w| self.place(*w)).collect();
                 let places: Vec<Place> = out.iter().map(|o| self.allocate(*o)).collect();
-                self.rows(step(&places));
+                self.rows(step(&by, &places));
+                with.into_iter().for_each(|v| self.release(v));
             }
             Flat::Change { from, with, out, step } => {
                 let by: Vec<Place> = with.iter().map(|w| self.place(*w)).collect();
@@ -304,6 +337,45 @@ impl<'a> Placer<'a> {
                 self.release(q);
                 self.barrier();
             }
+            Flat::Route { chosen, experts, route } => {
+                let place = self.place(chosen);
+                let to = self.route(route, Choice { experts, each: place.width });
+                self.program.stages.push(Stage::Route { chosen: place, to });
+                self.release(chosen);
+                self.barrier();
+            }
+            Flat::Experts { weight, route: way, x, out } => {
+                let from = self.place(x);
+                let route = self.routes.iter().position(|w| *w == way).expect("a route is found before its products");
+                if let Some(left) = self.ways.get_mut(&way) {
+                    *left -= 1;
+                }
+                let (product, all) = match weight {
+                    Matrix::Packed { bytes, shape } => {
+                        let (at, made) = self.rounded(x, &shape, Some((route, way)));
+                        if !made {
+                            self.program.stages.push(Stage::Gather(Gather { route, x: from, to: at }));
+                        }
+                        // The product reads the rounded form only.
+                        self.release(x);
+                        self.barrier();
+                        (Product::Packed { bytes, shape, x: at }, shape.rows())
+                    }
+                    Matrix::Dense(weight) => {
+                        self.barrier();
+                        let all = weight.rows;
+                        (Product::Dense { weight, x: from }, all)
+                    }
+                };
+                let dense = matches!(product, Product::Dense { .. });
+                let rows = all / self.program.routes[route].experts.max(1);
+                let out = self.allocate(out);
+                self.program.stages.push(Stage::Experts(Experts { route, product, rows, out }));
+                if dense {
+                    self.release(x);
+                }
+                self.barrier();
+            }
         }
     }
 
@@ -322,15 +394,35 @@ impl<'a> Placer<'a> {
 
     /// The index of the rounded form of `x` for weights of this shape, which is made if it is not at hand.
     fn round(&mut self, x: Var, place: Place, shape: &Panels) -> usize {
-        let at = self.program.activations.iter().position(|have| have.same_columns(shape)).unwrap_or_else(|| {
-            self.program.activations.push(*shape);
+        let (at, made) = self.rounded(x, shape, None);
+        if !made {
+            self.rows(Row::Quantize { x: place, to: at });
+        }
+        at
+    }
+
+    /// The index of the rounded form of `x` for weights of this shape, its rows in the order of a route and way if they
+    /// are those of experts, and whether it is at hand already; from here on it is.
+    fn rounded(&mut self, x: Var, shape: &Panels, rows: Option<(usize, Way)>) -> (usize, bool) {
+        let (route, way) = rows.unzip();
+        let fits = |have: &Rounded| have.shape.same_columns(shape) && have.route == route;
+        let at = self.program.activations.iter().position(fits).unwrap_or_else(|| {
+            self.program.activations.push(Rounded { shape: *shape, route });
             self.rounded.push(None);
             self.rounded.len() - 1
         });
-        if self.rounded[at] != Some(x) {
-            self.rows(Row::Quantize { x: place, to: at });
-            self.rounded[at] = Some(x);
-        }
+        (at, self.rounded[at].replace((x, way)) == Some((x, way)))
+    }
+
+    /// A route for a way: one that no product follows any more, or a new one.
+    fn route(&mut self, way: Way, choice: Choice) -> usize {
+        let free = |at: &usize| self.program.routes[*at] == choice && self.ways.get(&self.routes[*at]) == Some(&0);
+        let at = (0..self.routes.len()).find(free).unwrap_or_else(|| {
+            self.program.routes.push(choice);
+            self.routes.push(way);
+            self.routes.len() - 1
+        });
+        self.routes[at] = way;
         at
     }
 }

@@ -46,10 +46,9 @@ pub(super) fn vector(region: &Region, id: WeightId, source: &dyn TensorSource) -
     Ok(realize(region, id, source)?.into_tensor().data)
 }
 
-/// A float matrix: as it lies in a mapped file, or else realized.
+/// A float matrix, or matrices one below the other: as they lie in a mapped file, or else realized.
 pub(super) fn dense<'a>(region: &Region, id: WeightId, source: &'a dyn TensorSource) -> Result<Dense<'a>, CpuError> {
-    let shape = region.weight(id).ty.const_shape();
-    let Some(&[rows, cols]) = shape.as_deref() else {
+    let Some((rows, cols)) = region.weight(id).ty.matrix() else {
         return Err(CpuError::Unsupported(format!("region {}: {} is no matrix", region.name, region.weight(id).ty)));
     };
     if let Some((bytes, stored)) = bytes(region, id, source) {
@@ -60,7 +59,7 @@ pub(super) fn dense<'a>(region: &Region, id: WeightId, source: &'a dyn TensorSou
     Ok(Dense { bytes, stored: Stored::F32, rows, cols })
 }
 
-/// The matrix of a linear: panels as they lie in a mapped file, or packed now.
+/// The matrix of a linear, or those of experts one below the other: panels as they lie in a mapped file, or packed now.
 pub(super) fn matrix<'a>(
     region: &Region,
     id: WeightId,
@@ -68,7 +67,7 @@ pub(super) fn matrix<'a>(
     home: &mut Home,
 ) -> Result<Matrix<'a>, CpuError> {
     let weight = region.weight(id);
-    let (Some(quant), Some(&[rows, cols])) = (weight.ty.elem.quant(), weight.ty.const_shape().as_deref()) else {
+    let (Some(quant), Some((rows, cols))) = (weight.ty.elem.quant(), weight.ty.matrix()) else {
         return Ok(Matrix::Dense(dense(region, id, source)?));
     };
     let shape = Panels::of(quant, rows, cols)

@@ -182,7 +182,8 @@ fn products_are_near_the_exact_ones() {
 fn extreme_codes_do_not_overflow() {
     let ends: [fn(usize) -> f32; 3] = [|_| 127.0, |_| -127.0, |c| if c % 2 == 0 { 127.0 } else { -127.0 }];
     for bits in [2, 3, 4, 8] {
-        let (rows, cols, max) = (16, 128, ((1u32 << bits) - 1) as u8);
+        // Rows of two whole panels, which kernels take together, and of a third.
+        let (rows, cols, max) = (33, 128, ((1u32 << bits) - 1) as u8);
         let shape = Panels::new(rows, cols, bits, false, 128).unwrap();
         let w = Weight::new(shape, vec![max; rows * cols], vec![f16::ONE; rows], vec![0; rows]);
         for x in ends {

@@ -125,7 +125,7 @@ pub fn check(module: &Module, quant: Quant) -> Result<(), CudaError> {
         inline_fused(&mut region, &module.fused)
             .map_err(|e| CudaError::Unsupported(format!("region {}: {e}", region.name)))?;
         for (_, node) in region.nodes() {
-            if let Some(why) = without_kernels(&node.op) {
+            if let Some(why) = without_kernels(&node.op, &[]) {
                 return Err(CudaError::Unsupported(format!("region {}: {}: {why}", region.name, node.op.mnemonic())));
             }
             let ty = |at: usize| node.operands.get(at).map(|o| region.operand_type(*o));

@@ -173,7 +173,7 @@ impl Builder<'_> {
             let op = &node.op;
             let unsupported =
                 |why: &str| CudaError::Unsupported(format!("region {}: {}: {why}", region.name, op.mnemonic()));
-            if let Some(why) = without_kernels(op) {
+            if let Some(why) = without_kernels(op, &[]) {
                 return Err(unsupported(why));
             }
             let weights: Vec<WeightId> = node.operands.iter().filter_map(|o| o.weight()).collect();
