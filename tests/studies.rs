@@ -86,6 +86,13 @@ fn methods_are_those_that_compile_runs() {
     assert_eq!(by("awq", "2"), one(&bits, &[("method", "awq")], "perplexity"));
     assert!(by("awq", "1") != by("awq", "2"));
     assert_eq!(by("rtn", "1"), by("rtn", "2"), "rounding reads no calibration text");
+    // More numbers of windows go into the same work folder.
+    let work = path(&dir, "work");
+    for samples in ["1", "1,2"] {
+        let more = ["--samples", samples, "--methods", "awq", "--work", &work];
+        let again = study("calibration", "llama", &more);
+        assert_eq!(one(&again, &[("method", "awq"), ("windows", "1")], "perplexity"), by("awq", "1"));
+    }
 }
 
 #[test]

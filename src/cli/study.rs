@@ -252,8 +252,9 @@ fn calibration(context: &Context, args: &Calibrations) -> Result<Outcome, Failur
         texts.push(Text { name, windows });
     }
     distinct(&texts)?;
-    let all: Vec<Vec<i32>> = texts.iter().flat_map(|t| t.windows.iter().cloned()).collect();
-    let mut lab = lab(context, &args.common, &model, &all)?;
+    // A text is told by its first window, so that more numbers of windows can be asked for later.
+    let first: Vec<Vec<i32>> = texts.iter().filter_map(|t| t.windows.first().cloned()).collect();
+    let mut lab = lab(context, &args.common, &model, &first)?;
     let settings = calibration::Settings { methods, quant, texts, sizes: args.samples.clone() };
     calibration::run(&mut lab, &context.registry, &settings)
 }

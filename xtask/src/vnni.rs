@@ -29,7 +29,7 @@ pub(crate) fn vnni() -> Result<()> {
 /// Builds the tests; their names and files.
 fn binaries() -> Result<Vec<(String, String)>> {
     let cargo = cargo();
-    let args = ["test", "--release", "-p", "awqc-cpu", "--lib", "--tests", "--no-run", "--message-format", "json"];
+    let args = ["test", "-p", "awqc-cpu", "--lib", "--tests", "--no-run", "--message-format", "json"];
     let mut build = command(&cargo, &args);
     eprintln!("$ {}", show(&build));
     let out = build.stderr(std::process::Stdio::inherit()).output().context("cannot start cargo")?;

@@ -81,5 +81,5 @@ say "running on the emulated processor: some minutes"
 timeout 1800 bochs-bin -q -f "$work/bochsrc" -rc "$work/go" </dev/null >"$work/bochs.out" 2>&1 || true
 tr -d '\r' <"$work/serial.txt"
 if ! grep -q avx512_vnni "$work/serial.txt"; then say "the emulated processor has no VNNI"; exit 1; fi
-if grep '^skipped' "$work/serial.txt" | grep -q avx512vnni; then say "the tests did not see VNNI"; exit 1; fi
+if grep -q 'skipped: no avx512vnni' "$work/serial.txt"; then say "the tests did not see VNNI"; exit 1; fi
 grep -q "^=== all done: $count ran, 0 failed" "$work/serial.txt" || { say "not all succeeded: $work/serial.txt"; exit 1; }
