@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tempfile::NamedTempFile;
 
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 
 /// Writes `bytes` beside the file and renames.
 ///
@@ -17,12 +17,35 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     persist(file, path)
 }
 
+/// The folder that a file is in.
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Whether a file can be written to `path`, as far as can be told without writing: asked before long work is done.
+///
+/// # Errors
+/// When its folder does not exist, or it is a folder itself.
+pub(crate) fn check(path: &Path) -> Result<(), Failure> {
+    let folder = folder(path);
+    if !folder.is_dir() {
+        let message = format!("{}: the folder {} does not exist", path.display(), folder.display());
+        return Err(Failure::new(Exit::Usage, message).help("make the folder, or name a file in another"));
+    }
+    if path.is_dir() {
+        let message = format!("{}: this is a folder", path.display());
+        return Err(Failure::new(Exit::Usage, message).help("give the name of a file"));
+    }
+    Ok(())
+}
+
 /// A file beside `path` that goes away unless [`persist`] puts it in its place.
 ///
 /// # Errors
 /// When the folder does not exist or is full.
 pub(crate) fn beside(path: &Path) -> Result<NamedTempFile, Failure> {
-    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    check(path)?;
+    let dir = folder(path);
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]
     {

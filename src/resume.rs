@@ -178,7 +178,7 @@ pub(crate) fn claim(dir: &Path, fingerprint: &Json, what: &str) -> Result<(), Fa
             let differ = differ.join(", ");
             let message = format!("{}: this belongs to another {what}; what differs: {differ}", dir.display());
             Err(Failure::new(Exit::BadInput, message)
-                .help("run the same command as before, or remove the folder to begin anew"))
+                .help("run the same command as before, or use another folder, or remove this one to begin anew"))
         }
         Err(_) => {
             fs::create_dir_all(dir).map_err(|e| Failure::io(dir, &e))?;
@@ -197,7 +197,9 @@ pub fn fingerprint<const N: usize>(model: &Path, parts: [(&str, Json); N]) -> Js
     };
     let mut files: Vec<PathBuf> =
         fs::read_dir(model).map(|d| d.flatten().map(|e| e.path()).collect()).unwrap_or_default();
-    files.push(model.to_owned());
+    if !model.is_dir() {
+        files.push(model.to_owned());
+    }
     files.sort();
     let own = [
         ("version of awqc", json!(env!("CARGO_PKG_VERSION"))),

@@ -50,7 +50,7 @@ impl Tuning {
                 Exit::Usage,
                 format!("{given} calibration windows are too few to tune on: {needed} are needed, more are better"),
             )
-            .help("give a longer text, or more of it with --samples; or leave out the tuning with --quality fast"));
+            .help("give more text, or more of it with --samples; or take a method that does not tune"));
         }
         Ok(())
     }

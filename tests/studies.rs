@@ -129,7 +129,7 @@ fn a_study_goes_on_where_it_stopped() {
     fails(
         &[&["study", "bits", &gpt2, "--work", &work][..], &common].concat(),
         4,
-        "another study; what differs: files of the model, texts to",
+        "another study; what differs: files of the model, windows to",
     );
     fails(&[&["study", "bits", &gpt2, "--methods", "worst"][..], &common].concat(), 2, "the methods are rtn");
     fails(
@@ -142,6 +142,9 @@ fn a_study_goes_on_where_it_stopped() {
     fails(&[&["study", "bits", &gpt2, "--ids", &ids][..], &common].concat(), 2, "two texts are called");
     fails(&["study", "bits", &golden("awq-gemm-llama"), "--ids", &ids, "-q"], 3, "quantized already");
     fails(&["study", "bits", &gpt2], 2, "--text");
+    let nowhere = path(&dir, "none/plot.svg");
+    fails(&[&["study", "bits", &gpt2, "--svg", &nowhere][..], &common].concat(), 2, "does not exist");
+    fails(&[&["study", "bits", &gpt2, "--svg", &path(&dir, "")][..], &common].concat(), 2, "this is a folder");
     fs::write(&file, "{}\n").expect("written");
     let (llama, ids) = (golden("llama"), golden("llama/expected.safetensors"));
     fails(&["study", "bits", &llama, "--ids", &ids, "--calib-ids", &ids, "--work", &work, "-q"], 4, "line 1");

@@ -224,6 +224,8 @@ impl AwqClip {
             return Ok(Changed::No);
         }
         cx.remarks.count("weights", 1.0);
+        let told = bounds.before.zip(bounds.after).map(|(b, a)| format!(", loss {b:.3e} before, {a:.3e} after"));
+        cx.remarks.push(RemarkKind::Applied, format!("{name}: clipped{}", told.unwrap_or_default()));
         cx.remarks.record(serde_json::json!({
             "linear": name,
             "loss_before": bounds.before,

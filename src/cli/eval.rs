@@ -51,6 +51,9 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     if args.context < 2 {
         return Err(Failure::new(Exit::Usage, "a window needs two tokens at least"));
     }
+    if args.chunks == Some(0) {
+        return Err(Failure::new(Exit::Usage, "--chunks 0 leaves nothing to evaluate"));
+    }
     let model = Model::open(&args.model)?;
     let limit = args.chunks.unwrap_or(usize::MAX);
     let windows: Vec<Vec<i32>> = match (&args.ids, &args.text) {
@@ -59,7 +62,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
         (None, None) => return Err(Failure::new(Exit::Usage, "give --text or --ids")),
     };
     if windows.is_empty() {
-        return Err(Failure::new(Exit::Usage, "--chunks 0 leaves nothing to evaluate"));
+        return Err(Failure::new(Exit::Usage, "there are no windows to evaluate"));
     }
     let against = args.against.as_deref().map(Model::open).transpose()?;
     let reference = match (&against, &args.base_logits) {

@@ -181,20 +181,30 @@ fn quant(bits: u8, group: &str) -> Result<Quant, Failure> {
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
-    let (common, outcome) = match &args.study {
-        Study::Salient(a) => (&a.common, salient(context, a)?),
-        Study::Scale(a) => (&a.common, scale(context, a)?),
-        Study::Calibration(a) => (&a.common, calibration(context, a)?),
-        Study::Bits(a) => (&a.common, bits(context, a)?),
+    let common = match &args.study {
+        Study::Salient(Salient { common, .. })
+        | Study::Scale(Scale { common, .. })
+        | Study::Calibration(Calibrations { common, .. })
+        | Study::Bits(Bits { common, .. }) => common,
     };
     if let Some(path) = &common.svg {
-        crate::files::write(path, plot::svg(&outcome)?.as_bytes())?;
+        crate::files::check(path)?;
     }
+    let outcome = match &args.study {
+        Study::Salient(a) => salient(context, a)?,
+        Study::Scale(a) => scale(context, a)?,
+        Study::Calibration(a) => calibration(context, a)?,
+        Study::Bits(a) => bits(context, a)?,
+    };
     if common.json {
-        return print_json(&outcome);
+        print_json(&outcome)?;
+    } else {
+        print(&table::text(&outcome));
     }
-    print(&table::text(&outcome));
-    Ok(())
+    match &common.svg {
+        Some(path) => crate::files::write(path, plot::svg(&outcome)?.as_bytes()),
+        None => Ok(()),
+    }
 }
 
 fn salient(context: &Context, args: &Salient) -> Result<Outcome, Failure> {
@@ -301,7 +311,7 @@ fn lab<'a>(
     distinct(&texts)?;
     let tokens: Vec<Vec<i32>> = texts.iter().flat_map(|t| t.windows.iter().cloned()).collect();
     // Studies of one model on the same tokens share a folder: what one has measured, another need not.
-    let parts = [("texts to evaluate on", digest(&tokens)), ("texts to calibrate on", digest(calibrated_on))];
+    let parts = [("windows to evaluate on", digest(&tokens)), ("windows to calibrate on", digest(calibrated_on))];
     let kept = Kept::open(common.work.as_deref(), &fingerprint(&model.path, parts))?;
     Ok(Lab::new(model, texts, kept, Watched { interrupt: &context.interrupt, quiet: context.quiet }))
 }

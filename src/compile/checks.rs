@@ -30,7 +30,8 @@ pub(super) fn kernels(request: &Request<'_>, model: &Model, widths: &[u8]) -> Re
         Arch::find(sm)?;
         for bits in widths {
             awqc_cuda::check(&model.module, Quant { bits: *bits, ..request.quant }).map_err(|e| {
-                Failure::from(e).help("another --group may fit, or another target: reference runs every model")
+                Failure::from(e)
+                    .help("another --group may fit a shape that is refused; the reference target runs every model")
             })?;
         }
     }

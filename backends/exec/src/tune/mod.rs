@@ -31,7 +31,7 @@ use crate::stream::{self, Piece, Ready};
 pub struct Options {
     /// Steps of the optimiser.
     pub steps: usize,
-    /// Windows in a step.
+    /// Windows in a step; not more than there are to train on.
     pub batch: usize,
     /// Largest relative change of a scale or gain in one step, at the start; it falls to 0 as a cosine.
     pub rate: f32,
@@ -80,12 +80,14 @@ pub fn tune(
     }
     let mut student = Student::new(&settled, source)?;
     let trained = windows.len() - options.held_out;
+    // More would be the same windows again.
+    let size = options.batch.min(trained);
     let held: Vec<usize> = (trained..windows.len()).collect();
     let before = student.divergence(&teacher, windows, &held, control)?;
     let mut steps = Vec::with_capacity(options.steps);
     for step in 0..options.steps {
         control.check()?;
-        let batch: Vec<usize> = (0..options.batch).map(|i| (step * options.batch + i) % trained).collect();
+        let batch: Vec<usize> = (0..size).map(|i| (step * size + i) % trained).collect();
         let rate = options.rate * schedule(step, options.steps);
         let loss = student.step(&teacher, windows, &batch, rate, control)?;
         report(step + 1, loss);
