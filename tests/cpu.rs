@@ -73,3 +73,17 @@ fn too_long_a_sequence_and_unknown_tokens_are_refused_beforehand() {
     assert_eq!(cpu.position(), 0);
     cpu.forward(&[1; 64], Logits::Last).expect("just fits");
 }
+
+/// A token reads all of a model's matrices but the embedding's, and of experts those that it goes to.
+#[test]
+fn a_token_reads_the_experts_that_it_goes_to() {
+    let folder = folders().into_iter().find(|f| f.ends_with("mixtral")).expect("a golden");
+    let model = Model::open(&folder).expect("a model");
+    let cpu = Session::new(verify(&model.module).expect("a valid module"), model.source.as_ref(), options(1));
+    // In each layer q 48, k and v 16 of 32 channels, o 32 of 48, the router 4 of 32; and the head, 160 of 32.
+    let shared = 2 * (48 * 32 + 2 * 16 * 32 + 32 * 48 + 4 * 32) + 160 * 32;
+    // In each layer two of four experts, three matrices of 32 by 32.
+    let chosen = 2 * 2 * 3 * 32 * 32;
+    // A checkpoint's numbers are held as f32.
+    assert_eq!(cpu.expect("a session").bytes_per_token(), 4 * (shared + chosen));
+}

@@ -95,7 +95,9 @@ fn damaged_and_foreign_logits_are_refused_with_the_reason() {
     let done = awqc(&["eval", &model, "--ids", &ids, "--context", "8", "-q"]);
     assert!(done.code == 2 && done.err.contains("--context"), "{}", done.err);
     // A file that cannot be written is found before the model runs, and nothing is left.
-    let done = awqc(&["eval", &model, "--ids", &ids, "--save-logits", &path(&dir, "no/folder"), "-q"]);
-    assert!(done.code != 0 && done.out.is_empty(), "{}", done.err);
+    for (file, says) in [("no/folder", "does not exist"), ("", "this is a folder")] {
+        let done = awqc(&["eval", &model, "--ids", &ids, "--save-logits", &path(&dir, file), "-q"]);
+        assert!(done.code == 2 && done.err.contains(says) && done.out.is_empty(), "{}", done.err);
+    }
     assert_eq!(fs::read_dir(dir.path()).expect("the folder").count(), 2);
 }

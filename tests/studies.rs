@@ -86,13 +86,17 @@ fn methods_are_those_that_compile_runs() {
     assert_eq!(by("awq", "2"), one(&bits, &[("method", "awq")], "perplexity"));
     assert!(by("awq", "1") != by("awq", "2"));
     assert_eq!(by("rtn", "1"), by("rtn", "2"), "rounding reads no calibration text");
-    // More numbers of windows go into the same work folder.
+    // More numbers of windows go into the same work folder, and so does another text of the same name.
     let work = path(&dir, "work");
     for samples in ["1", "1,2"] {
         let more = ["--samples", samples, "--methods", "awq", "--work", &work];
         let again = study("calibration", "llama", &more);
         assert_eq!(one(&again, &[("method", "awq"), ("windows", "1")], "perplexity"), by("awq", "1"));
     }
+    let other = golden("mixtral/expected.safetensors");
+    let more = ["--samples", "1", "--methods", "awq", "--work", &work, "--ids", &ids, "--calib-ids", &other];
+    let again = json(&[&["study", "calibration", &model, "--group", "16", "--json", "-q"][..], &more].concat());
+    assert_ne!(one(&again, &[("method", "awq"), ("windows", "1")], "perplexity"), by("awq", "1"));
 }
 
 #[test]

@@ -44,6 +44,21 @@ fn a_tuned_model_is_nearer_to_the_float_model_and_packs_like_any_other() {
 }
 
 #[test]
+fn fewer_bits_are_tuned_faster_unless_a_rate_is_given() {
+    let dir = scratch();
+    let (model, ids) = (golden("llama"), golden("llama/expected.safetensors"));
+    let rate = |bits: &str, tune: &str| {
+        let passes = format!("quantize{{SCHEME}},{tune}");
+        let flags = ["compile", &model, "--group", "16", "--calib-ids", &ids, "--force", "-q", "--json"];
+        let report = json(&[&flags[..], &["--bits", bits, "--passes", &passes, "-o", &path(&dir, "out")]].concat());
+        report["records"]["tune"][0]["rate"].as_f64().expect("a rate")
+    };
+    let rates = ["4", "3", "2"].map(|bits| rate(bits, "tune{steps=1,held-out=0}"));
+    assert_eq!(rates, [0.001, 0.001, 0.002]);
+    assert_eq!(rate("2", "tune{steps=1,held-out=0,rate=0.005}"), 0.005);
+}
+
+#[test]
 fn what_does_not_help_on_other_windows_is_not_kept() {
     let dir = scratch();
     let (plain, tuned) = (path(&dir, "plain"), path(&dir, "tuned"));

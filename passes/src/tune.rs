@@ -59,9 +59,9 @@ before passes that fuse ops or pack weights.
 Lossy, towards the original. Windows that are not trained on decide: if the divergence on them does not fall, nothing is
 moved.
 # Options
-`steps` (40) of Adam, `batch` (2) calibration windows in each. `rate`: the largest relative change in a step, which falls
-to 0 as a cosine; 0.001 if not given, 0.002 if no code has more than 2 bits. `held-out` (4): calibration windows that are measured on only; without any, the result is kept in
-any case.
+`steps` (40) of Adam, `batch` (2) calibration windows in each, not more than there are to train on. `rate`: the largest
+relative change in a step, which falls to 0 as a cosine; 0.001 if not given, 0.002 if no code has more than 2 bits.
+`held-out` (4): calibration windows that are measured on only; without any, the result is kept in any case.
 # Reference
 EfficientQAT, arXiv 2407.11062, section 3.3 (training of scales, end to end); Adam, arXiv 1412.6980.
 ";

@@ -262,9 +262,8 @@ fn calibration(context: &Context, args: &Calibrations) -> Result<Outcome, Failur
         texts.push(Text { name, windows });
     }
     distinct(&texts)?;
-    // A text is told by its first window, so that more numbers of windows can be asked for later.
-    let first: Vec<Vec<i32>> = texts.iter().filter_map(|t| t.windows.first().cloned()).collect();
-    let mut lab = lab(context, &args.common, &model, &first)?;
+    // Each result is known by the windows that it was calibrated on, so that more can be asked for later.
+    let mut lab = lab(context, &args.common, &model, &[])?;
     let settings = calibration::Settings { methods, quant, texts, sizes: args.samples.clone() };
     calibration::run(&mut lab, &context.registry, &settings)
 }

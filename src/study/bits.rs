@@ -5,7 +5,7 @@ use awqc_passes::Registry;
 use serde_json::json;
 
 use super::activations::{Calibrated, statistics};
-use super::methods::{Quantized, pipeline, profiled};
+use super::methods::{Quantized, key, pipeline, profiled};
 use super::{Axes, Lab, Outcome, cells};
 use crate::failure::Failure;
 use crate::target::Method;
@@ -35,7 +35,8 @@ pub fn run(
     let (mut folder, mut calibrated) = (None, Some(calibrated));
     for quant in &settings.quants {
         for method in &settings.methods {
-            let key = format!("{} {quant}", method.name());
+            let label = format!("{} {quant}", method.name());
+            let key = key(&label, *method, *quant, &[]);
             let needed = profiled(*method) && !lab.knows(&key);
             if let Some(calibrated) = calibrated.take_if(|_| needed) {
                 folder = Some(statistics(lab, calibrated, "statistics")?);
@@ -52,7 +53,7 @@ pub fn run(
                 ("group", group),
                 ("bits_per_weight", json!(found.bits_per_weight)),
             ]);
-            lab.add(&mut outcome, &key, row, &found.nll)?;
+            lab.add(&mut outcome, &label, row, &found.nll)?;
         }
     }
     Ok(outcome)

@@ -6,9 +6,10 @@ use awqc_passes::Registry;
 use serde_json::json;
 
 use super::activations::{Calibrated, statistics};
-use super::methods::{Quantized, pipeline, profiled};
+use super::methods::{Quantized, key, pipeline, profiled};
 use super::{Axes, Lab, Outcome, Text, cells};
 use crate::failure::{Exit, Failure};
+use crate::resume::digest;
 use crate::target::Method;
 
 /// What to study.
@@ -45,11 +46,13 @@ pub fn run(lab: &mut Lab<'_>, registry: &Registry, settings: &Settings) -> Resul
     let mut outcome = lab.begin("calibration", fixed, axes)?;
     for text in texts {
         for size in sizes {
-            let key = |method: &Method| format!("{} {quant} {} {size}", method.name(), text.name);
             let windows: Vec<Vec<i32>> = text.windows.iter().take(*size).cloned().collect();
+            let label = |method: &Method| format!("{} {quant} {} {size}", method.name(), text.name);
+            let key = |method: &Method| key(&label(method), *method, *quant, &windows);
             let mut folder = None;
             if methods.iter().any(|m| profiled(*m) && !lab.knows(&key(m))) {
-                folder = Some(statistics(lab, Calibrated::Windows(windows.clone()), &format!("{}-{size}", text.name))?);
+                let name = format!("{}-{size}-{}", text.name, digest(&windows));
+                folder = Some(statistics(lab, Calibrated::Windows(windows.clone()), &name)?);
             }
             for method in methods {
                 let found: Quantized =
@@ -59,7 +62,7 @@ pub fn run(lab: &mut Lab<'_>, registry: &Registry, settings: &Settings) -> Resul
                     ("calibrated_on", text.name.as_str().into()),
                     ("windows", json!(size)),
                 ]);
-                lab.add(&mut outcome, &key(method), row, &found.nll)?;
+                lab.add(&mut outcome, &label(method), row, &found.nll)?;
             }
             // The next size has its own.
             folder.map_or(Ok(()), |f| f.remove())?;

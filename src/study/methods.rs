@@ -12,6 +12,7 @@ use super::activations::executor;
 use crate::compile::{pass_failure, profiles};
 use crate::failure::{Exit, Failure};
 use crate::metrics::Clusters;
+use crate::resume::digest;
 use crate::size::Tally;
 use crate::statistics::Folder;
 use crate::target::{Method, fill, outline};
@@ -30,6 +31,12 @@ const WHOLE: &str = "SEARCH,quantize{SCHEME}REFINE";
 /// The passes of a method, with `SCHEME` for bits and group.
 pub fn pipeline(method: Method) -> String {
     outline(WHOLE, method)
+}
+
+/// By what a result is known: what people call it, the passes that made it, and the windows that they calibrated on, where
+/// a study has several. A program whose methods have other passes measures anew.
+pub fn key(label: &str, method: Method, quant: Quant, windows: &[Vec<i32>]) -> String {
+    format!("{label}: {} on {}", fill(WHOLE, method, quant, 16), digest(windows))
 }
 
 /// Whether a method looks at activations.

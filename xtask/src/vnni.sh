@@ -27,25 +27,25 @@ if [ ! -e "$cache/vmlinuz" ]; then
 fi
 
 # The system: one program that runs the others, those, and the libraries they load.
-work=$cache/run; rm -rf "$work"; mkdir -p "$work/root/t" "$work/iso/isolinux"
-cc -O2 -static -o "$work/root/init" "$here/vnni_init.c"
+made=$cache/made; rm -rf "$made"; mkdir -p "$made/system/t" "$made/iso/isolinux"
+cc -O2 -static -o "$made/system/init" "$here/vnni_init.c"
 count=0
 while [ $# -gt 1 ]; do
-  count=$((count + 1)); strip -o "$work/root/t/$count" "$1"
-  printf '/t/%s %s\n' "$count" "$2" >>"$work/root/commands"
+  count=$((count + 1)); strip -o "$made/system/t/$count" "$1"
+  printf 't/%s %s\n' "$count" "$2" >>"$made/system/commands"
   ldd "$1" | grep -o '/[^ ]*' | while read -r lib; do
-    mkdir -p "$work/root$(dirname "$lib")"; cp -L "$lib" "$work/root$lib"
+    mkdir -p "$made/system$(dirname "$lib")"; cp -L "$lib" "$made/system$lib"
   done
   shift 2
 done
-(cd "$work/root" && find . | cpio -o -H newc -R 0:0 --quiet) >"$work/iso/initrd"
-cp "$cache/vmlinuz" "$work/iso/"
-cp /usr/lib/ISOLINUX/isolinux.bin /usr/lib/syslinux/modules/bios/ldlinux.c32 "$work/iso/isolinux/"
+(cd "$made/system" && find . | cpio -o -H newc -R 0:0 --quiet) >"$made/iso/initrd"
+cp "$cache/vmlinuz" "$made/iso/"
+cp /usr/lib/ISOLINUX/isolinux.bin /usr/lib/syslinux/modules/bios/ldlinux.c32 "$made/iso/isolinux/"
 
 # Features that Linux must not use, by its numbers for them: FSRM (580; Bochs has it without ERMS, which the kernel's memmove
 # does not survive), PKU, XSAVEC and XSAVES (515, 321, 323; Bochs 2.7 gives sizes for them that Linux refuses, and with
 # them AVX).
-cat >"$work/iso/isolinux/isolinux.cfg" <<END
+cat >"$made/iso/isolinux/isolinux.cfg" <<END
 default l
 prompt 0
 label l
@@ -53,9 +53,9 @@ label l
   initrd /initrd
   append console=ttyS0,115200 quiet nokaslr mitigations=off tsc=reliable clearcpuid=580,515,321,323 panic=-1 rdinit=/init
 END
-genisoimage -quiet -o "$work/boot.iso" -b isolinux/isolinux.bin -c isolinux/boot.cat \
-  -no-emul-boot -boot-load-size 4 -boot-info-table "$work/iso"
-cat >"$work/bochsrc" <<END
+genisoimage -quiet -o "$made/boot.iso" -b isolinux/isolinux.bin -c isolinux/boot.cat \
+  -no-emul-boot -boot-load-size 4 -boot-info-table "$made/iso"
+cat >"$made/bochsrc" <<END
 config_interface: textconfig
 display_library: rfb, options="timeout=0"
 megs: 512
@@ -64,22 +64,22 @@ vgaromimage: file=/usr/share/vgabios/vgabios.bin
 cpu: model=corei7_icelake_u, count=1, ips=200000000, reset_on_triple_fault=0, ignore_bad_msrs=1
 clock: sync=none, time0=1700000000
 ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14
-ata0-master: type=cdrom, path=$work/boot.iso, status=inserted
+ata0-master: type=cdrom, path=$made/boot.iso, status=inserted
 boot: cdrom
 sound: driver=dummy
-com1: enabled=1, mode=file, dev=$work/serial.txt
-log: $work/bochs.log
+com1: enabled=1, mode=file, dev=$made/serial.txt
+log: $made/bochs.log
 panic: action=fatal
 error: action=ignore
 info: action=ignore
 debug: action=ignore
 END
 # Debian builds Bochs with its debugger, which waits for a command: go on.
-echo c >"$work/go"
+echo c >"$made/go"
 say "running on the emulated processor: some minutes"
 # Its own exit status is always 1.
-timeout 1800 bochs-bin -q -f "$work/bochsrc" -rc "$work/go" </dev/null >"$work/bochs.out" 2>&1 || true
-tr -d '\r' <"$work/serial.txt"
-if ! grep -q avx512_vnni "$work/serial.txt"; then say "the emulated processor has no VNNI"; exit 1; fi
-if grep -q 'skipped: no avx512vnni' "$work/serial.txt"; then say "the tests did not see VNNI"; exit 1; fi
-grep -q "^=== all done: $count ran, 0 failed" "$work/serial.txt" || { say "not all succeeded: $work/serial.txt"; exit 1; }
+timeout 1800 bochs-bin -q -f "$made/bochsrc" -rc "$made/go" </dev/null >"$made/bochs.out" 2>&1 || true
+tr -d '\r' <"$made/serial.txt"
+if ! grep -q avx512_vnni "$made/serial.txt"; then say "the emulated processor has no VNNI"; exit 1; fi
+if grep -q 'skipped: no avx512vnni' "$made/serial.txt"; then say "the tests did not see VNNI"; exit 1; fi
+grep -q "^=== all done: $count ran, 0 failed" "$made/serial.txt" || { say "not all succeeded: $made/serial.txt"; exit 1; }

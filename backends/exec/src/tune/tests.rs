@@ -63,6 +63,19 @@ fn tuning_lowers_the_divergence_on_windows_that_it_did_not_see() {
 }
 
 #[test]
+fn a_batch_holds_no_window_twice() {
+    let (float, source, small) = models();
+    let windows = windows(5);
+    let losses = |batch| {
+        let options = Options { steps: 2, batch, rate: 0.01, held_out: 2 };
+        let float = verify(&float).unwrap();
+        tune(&mut small.clone(), float, &source, &windows, &options, &Control::new(), &mut |_, _| {}).unwrap().steps
+    };
+    assert_eq!(losses(3), losses(100));
+    assert_ne!(losses(3), losses(2));
+}
+
+#[test]
 fn the_result_does_not_depend_on_the_number_of_threads() {
     let (float, source, small) = models();
     let windows = windows(8);
