@@ -3,8 +3,8 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use awqc_cpu::kernels::{Acts, FloatActs, OutTile, matmul_f32, matmul_i8};
-use awqc_cpu::{Activations, Isa, Pool, Session};
+use awqc_cpu::kernels::{Line, OutTile, TILE};
+use awqc_cpu::{Activations, Isa, Operand, Pool, Session, multiply};
 use awqc_exec::Logits;
 use awqc_exec::layout::r16::pack_codes;
 use awqc_ir::Quant;
@@ -227,12 +227,17 @@ pub fn kernel(
     // Copies are used in turn, so that each is out of the cache when its turn comes.
     let copies: Vec<Vec<u8>> = (0..ROTATED.div_ceil(bytes.len()).clamp(1, 8)).map(|_| bytes.clone()).collect();
     let x: Vec<f32> = (0..tokens * cols).map(|_| rng.f32() - 0.5).collect();
-    let (mut rounded, mut exact) = (Acts::default(), FloatActs::default());
-    match act {
-        Activations::Int8 => rounded.quantize(isa, &shape, tokens, &x),
-        Activations::F32 => exact.copy(&shape, tokens, &x),
-    }
-    let mut outs: Vec<Mutex<Vec<f32>>> = Vec::new();
+    let form = act.of(tokens);
+    let operands: Vec<Operand> = x
+        .chunks(TILE * cols)
+        .map(|x| {
+            let mut operand = Operand::default();
+            operand.fill(isa, form, &shape, x.len() / cols, x);
+            operand
+        })
+        .collect();
+    let operands: Vec<&Operand> = operands.iter().collect();
+    let mut outs: Vec<Mutex<(Vec<f32>, Vec<Line>)>> = Vec::new();
     outs.resize_with(threads, Default::default);
     let mut pool = Pool::new(threads);
     let (mut times, begin) = (Vec::new(), Instant::now());
@@ -243,12 +248,10 @@ pub fn kernel(
             let panels = member.share(shape.panels(), 1);
             let own = shape.panel_rows(panels.clone()).len();
             let mut out = outs[member.index].lock().unwrap_or_else(PoisonError::into_inner);
+            let (out, room) = &mut *out;
             out.resize(tokens * own, 0.0);
-            let out = OutTile::new(&mut out, tokens, own, own);
-            match act {
-                Activations::Int8 => matmul_i8(isa, &shape, weights, panels, &rounded, out),
-                Activations::F32 => matmul_f32(isa, &shape, weights, panels, &exact, out),
-            }
+            let out = OutTile::new(out, tokens, own, own);
+            multiply(isa, &operands, &shape, weights, panels, room, out);
         });
         times.push(1e6 * start.elapsed().as_secs_f64());
         if round >= 4 && begin.elapsed().as_secs_f64() > 1.0 {

@@ -95,8 +95,9 @@ pub struct EngineArgs {
     /// Positions to make room for; what is needed if not given.
     #[arg(long, value_name = "N")]
     pub ctx: Option<usize>,
-    /// What packed linears multiply: activations rounded to 8 bits, which is the default, or exact ones.
-    #[arg(long, value_name = "int8|f32", value_parser = activations)]
+    /// What packed linears multiply: activations rounded to 8 bits or to bf16, or exact ones. The default is int8, and
+    /// with amx bf16: bf16 for prompts, int8 for few tokens.
+    #[arg(long, value_name = "int8|bf16|f32", value_parser = activations)]
     pub act: Option<Activations>,
     /// Where packed weights live: copied to huge pages, which is the default and decodes faster, or in the mapped file,
     /// which loads faster and is shared between processes.
@@ -113,8 +114,9 @@ pub struct EngineArgs {
 fn activations(text: &str) -> Result<Activations, String> {
     match text {
         "int8" => Ok(Activations::Int8),
+        "bf16" => Ok(Activations::Bf16),
         "f32" => Ok(Activations::F32),
-        other => Err(format!("`{other}`: int8 or f32 is needed")),
+        other => Err(format!("`{other}`: int8, bf16 or f32 is needed")),
     }
 }
 
@@ -238,7 +240,7 @@ pub fn cpu<'m>(
         context: args.ctx.unwrap_or(context),
         threads,
         isa,
-        activations: args.act.unwrap_or_default(),
+        activations: args.act.unwrap_or(Activations::fastest(isa)),
         pages: args.pages.unwrap_or_default(),
     };
     let session = awqc_cpu::Session::new(module, model.source.as_ref(), options)?;
@@ -257,6 +259,7 @@ impl From<CpuError> for Failure {
                 let have: Vec<&str> = Isa::available().iter().map(|i| i.name()).collect();
                 Self::new(Exit::Unsupported, error).help(format!("it has {}", have.join(", ")))
             }
+            CpuError::Bf16(_) => Self::new(Exit::Usage, error).help("leave out --act, or --isa"),
             CpuError::Context { .. } => {
                 Self::new(Exit::Usage, error).help("make room with --ctx, or give a shorter prompt")
             }

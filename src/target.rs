@@ -180,6 +180,7 @@ pub const TARGETS: &[Target] = &[
     cpu("cpu-avx2", "packed kernels for AVX2", Some(Isa::Avx2)),
     cpu("cpu-avx512", "packed kernels for AVX-512", Some(Isa::Avx512)),
     cpu("cpu-avx512vnni", "packed kernels for AVX-512 with VNNI", Some(Isa::Avx512Vnni)),
+    cpu("cpu-amx", "packed kernels for AVX-512 with VNNI, and AMX for many tokens", Some(Isa::Amx)),
     cpu("cpu-neon", "packed kernels for 64-bit ARM", Some(Isa::Neon)),
     cpu("cpu-neon-dotprod", "packed kernels for 64-bit ARM with dot products", Some(Isa::NeonDotprod)),
     cpu(

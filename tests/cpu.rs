@@ -7,6 +7,7 @@ use awqc::ir::verify::verify;
 use awqc::ir::{Module, Op};
 use awqc::model::Model;
 
+use crate::cli::{awqc, path, scratch};
 use crate::models::{Expected, folders, largest_difference, name};
 
 fn options(threads: usize) -> Options {
@@ -86,4 +87,35 @@ fn a_token_reads_the_experts_that_it_goes_to() {
     let chosen = 2 * 2 * 3 * 32 * 32;
     // A checkpoint's numbers are held as f32.
     assert_eq!(cpu.expect("a session").bytes_per_token(), 4 * (shared + chosen));
+}
+
+/// Long enough a prompt is multiplied in bf16 where there is AMX; a short one as anywhere else, and nowhere else any.
+#[test]
+fn prompts_in_bf16_predict_what_exact_ones_do() {
+    let folder = folders().into_iter().find(|f| f.ends_with("llama")).expect("a golden");
+    let dir = scratch();
+    let out = path(&dir, "out");
+    let made = awqc(&["compile", &folder.display().to_string(), "--method", "rtn", "--group", "16", "-o", &out, "-q"]);
+    assert_eq!(made.code, 0, "{}", made.err);
+    let model = Model::open(out.as_ref()).expect("what was compiled");
+    let module = verify(&model.module).expect("a valid module");
+    let with =
+        |activations, isa| Session::new(module, model.source.as_ref(), Options { activations, isa, ..options(2) });
+    let refused = with(Activations::Bf16, Isa::Scalar).map(|_| ()).expect_err("no tiles").to_string();
+    assert!(refused.contains("amx"), "{refused}");
+    if !Isa::Amx.is_available() {
+        println!("skipped: no amx");
+        return;
+    }
+    let logits = |activations, ids: &[i32]| {
+        with(activations, Isa::Amx).and_then(|mut s| s.forward(ids, Logits::All)).expect("logits").data
+    };
+    let ids: Vec<i32> = (0..60).map(|i| i * 7 % 97).collect();
+    let exact = logits(Activations::F32, &ids);
+    let [bf16, int8] = [Activations::Bf16, Activations::Int8].map(|form| {
+        let squares = logits(form, &ids).iter().zip(&exact).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+        (squares / exact.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>()).sqrt()
+    });
+    assert!(0.0 < bf16 && bf16 < int8 && int8 < 0.1, "relative errors {bf16} and {int8}");
+    assert_eq!(logits(Activations::Bf16, &ids[..15]), logits(Activations::Int8, &ids[..15]));
 }

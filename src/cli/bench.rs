@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use awqc_cpu::Isa;
+use awqc_cpu::{Activations, Isa};
 use awqc_ir::{Group, Quant};
 use serde_json::json;
 
@@ -161,7 +161,14 @@ fn kernels(context: &Context, args: &Args, output: Output) -> Result<(), Failure
         for tokens in [1, 8, 32, 512] {
             for isa in &isas {
                 context.interrupt.check()?;
-                rows.push(kernel(shape, tokens, quant, *isa, args.engine.act.unwrap_or_default(), context.threads)?);
+                rows.push(kernel(
+                    shape,
+                    tokens,
+                    quant,
+                    *isa,
+                    args.engine.act.unwrap_or(Activations::fastest(*isa)),
+                    context.threads,
+                )?);
             }
         }
     }

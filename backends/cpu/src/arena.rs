@@ -18,7 +18,7 @@ pub(crate) struct Place {
 
 /// Slots of `capacity` rows each, one row a token.
 pub(crate) struct Arena {
-    cells: Vec<UnsafeCell<f32>>,
+    cells: Box<[UnsafeCell<f32>]>,
     capacity: usize,
 }
 
@@ -29,7 +29,10 @@ unsafe impl Sync for Arena {}
 impl Arena {
     /// Room for `columns` columns of `capacity` rows.
     pub(crate) fn new(columns: usize, capacity: usize) -> Self {
-        Self { cells: (0..columns * capacity).map(|_| UnsafeCell::new(0.0)).collect(), capacity }
+        // Zeros of the system: what is never used takes no memory.
+        let zeros: *mut [f32] = Box::into_raw(vec![0.0f32; columns * capacity].into_boxed_slice());
+        // SAFETY: the cells have the layout of what they hold, and the box is taken apart for this.
+        Self { cells: unsafe { Box::from_raw(zeros as *mut [UnsafeCell<f32>]) }, capacity }
     }
 
     pub(crate) fn capacity(&self) -> usize {
@@ -79,16 +82,5 @@ impl Arena {
         let len = (rows.len() - 1) * at.stride + at.width;
         // SAFETY: `pointer` checks the first and last row; the caller excludes writers.
         unsafe { std::slice::from_raw_parts(self.pointer(at, rows), len) }
-    }
-
-    /// As [`Arena::rows`], to write.
-    ///
-    /// # Safety
-    /// Nothing else may read or write these elements while the slice lives, those between the rows included.
-    #[allow(clippy::mut_from_ref)]
-    pub(crate) unsafe fn rows_mut(&self, at: Place, rows: std::ops::Range<usize>) -> &mut [f32] {
-        let len = (rows.len() - 1) * at.stride + at.width;
-        // SAFETY: `pointer` checks the first and last row; the caller excludes all others.
-        unsafe { std::slice::from_raw_parts_mut(self.pointer(at, rows), len) }
     }
 }

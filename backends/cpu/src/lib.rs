@@ -9,9 +9,11 @@
 //! AVX-512 and NEON that give the same bits and are chosen by what the machine has.
 
 mod arena;
+mod cache;
 mod dense;
 mod experts;
 pub mod kernels;
+mod linear;
 mod lower;
 mod memory;
 mod pool;
@@ -19,10 +21,11 @@ mod program;
 mod session;
 
 pub use kernels::Isa;
+pub use linear::{Activations, Operand, multiply};
 pub use lower::check;
 pub use memory::{Pages, Room, prefetch};
 pub use pool::{Member, Pool};
-pub use session::{Activations, Options, Session};
+pub use session::{Options, Session};
 
 /// Why a module cannot be run here.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +39,9 @@ pub enum CpuError {
     /// An instruction set that the machine lacks.
     #[error("this machine has no {0}")]
     Feature(&'static str),
+    /// Products in bf16 with another instruction set.
+    #[error("products in bf16 are made with amx, not with {0}")]
+    Bf16(&'static str),
     /// A pass without tokens.
     #[error("there are no tokens to run")]
     Empty,

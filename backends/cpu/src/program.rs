@@ -7,6 +7,7 @@ use awqc_ir::op::{RopeTable, Sdpa, TopK};
 use awqc_ir::panels::Panels;
 
 use crate::arena::Place;
+use crate::cache::CacheShape;
 use crate::experts::Choice;
 use crate::memory::{Bytes, Memory};
 
@@ -21,7 +22,7 @@ pub(crate) struct Program<'a> {
     /// Where the results are.
     pub(crate) results: Vec<Place>,
     /// Channels of keys and values of each KV cache.
-    pub(crate) caches: Vec<(usize, usize)>,
+    pub(crate) caches: Vec<CacheShape>,
     /// What holds the packed weights that are not where they came from.
     pub(crate) memory: Memory,
     /// The activations of packed linears.

@@ -1,32 +1,28 @@
 //! A model ready to run: weights in place, caches and activations allocated, a team of threads.
 
+mod attend;
 mod experts;
+mod rows;
 
-use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use awqc_exec::Logits;
-use awqc_exec::host::attention::{Heads, ROWS, Rows};
 use awqc_exec::host::elementwise;
-use awqc_exec::host::math::{simd, softmax};
-use awqc_exec::host::norm::{layer_row, rms_row};
-use awqc_exec::host::rotate::turn_row;
-use awqc_exec::interp::frequencies::{angles, frequencies};
-use awqc_exec::interp::ops::routing::choose;
-use awqc_ir::panels::Panels;
 use awqc_ir::{TensorSource, Verified};
 use awqc_passes::Tensor;
 
 use crate::CpuError;
 use crate::arena::{Arena, Place};
+use crate::cache::Cache;
 use crate::dense::BLOCK_ROWS;
 use crate::experts::Route;
-use crate::kernels::{self, Acts, FloatActs, Isa, OutTile, TILE};
+use crate::kernels::{Isa, Line, OutTile, TILE};
+use crate::linear::{Activations, Operand, multiply};
 use crate::lower::{Input, lower};
 use crate::memory::Pages;
 use crate::pool::{Member, Pool};
-use crate::program::{Attend, Ints, Linear, Map, Other, Product, Program, Row, Stage, Zip};
+use crate::program::{Ints, Linear, Product, Program, Row, Stage};
 
 /// How a model runs.
 #[derive(Clone, Copy, Debug)]
@@ -41,16 +37,6 @@ pub struct Options {
     pub activations: Activations,
     /// Where packed weights live.
     pub pages: Pages,
-}
-
-/// What packed linears multiply.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Activations {
-    /// Activations rounded to 8 bits, with a scale for every 32 channels.
-    #[default]
-    Int8,
-    /// Activations as they are.
-    F32,
 }
 
 /// Tokens that go through the layers together.
@@ -76,44 +62,17 @@ struct Part<'a> {
     program: Program<'a>,
     arena: Arena,
     /// Activations by shape and tile of tokens, or run of an expert's rows.
-    quantized: Vec<Vec<RwLock<Quantized>>>,
+    quantized: Vec<Vec<RwLock<Operand>>>,
     /// The rows of each expert.
     routes: Vec<RwLock<Route>>,
-    /// Memory of each member for intermediate results.
-    scratch: Vec<Mutex<Vec<f32>>>,
+    scratch: Vec<Mutex<Scratch>>,
 }
 
-/// One tile of activations in the form that packed linears take.
+/// Memory of a member for intermediate results.
 #[derive(Default)]
-struct Quantized {
-    int8: Acts,
-    float: FloatActs,
-}
-
-impl Quantized {
-    /// Takes `x`, `[tokens, cols]`, for weights of this shape.
-    fn fill(&mut self, options: &Options, shape: &Panels, tokens: usize, x: &[f32]) {
-        match options.activations {
-            Activations::Int8 => self.int8.quantize(options.isa, shape, tokens, x),
-            Activations::F32 => self.float.copy(shape, tokens, x),
-        }
-    }
-
-    /// The product with some panels of a weight.
-    fn multiply(&self, options: &Options, shape: &Panels, bytes: &[u8], panels: Range<usize>, out: OutTile<'_>) {
-        match options.activations {
-            Activations::Int8 => kernels::matmul_i8(options.isa, shape, bytes, panels, &self.int8, out),
-            Activations::F32 => kernels::matmul_f32(options.isa, shape, bytes, panels, &self.float, out),
-        }
-    }
-}
-
-/// Keys and values of all positions, `[context, channels]`.
-struct Cache {
-    keys: Arena,
-    values: Arena,
-    k: Place,
-    v: Place,
+struct Scratch {
+    floats: Vec<f32>,
+    weights: Vec<Line>,
 }
 
 impl<'a> Session<'a> {
@@ -128,6 +87,9 @@ impl<'a> Session<'a> {
         if !options.isa.is_available() {
             return Err(CpuError::Feature(options.isa.name()));
         }
+        if options.activations == Activations::Bf16 && options.isa != Isa::Amx {
+            return Err(CpuError::Bf16(options.isa.name()));
+        }
         let Some((last, layers)) = module.regions.split_last() else {
             return Err(CpuError::Unsupported("the module has no regions".into()));
         };
@@ -141,18 +103,9 @@ impl<'a> Session<'a> {
         let Some(Input::Float(vocabulary)) = out.first().copied() else {
             return Err(CpuError::Unsupported("the module returns no logits".into()));
         };
-        let cache = |(k, v): &(usize, usize)| {
-            let place = |width| Place { base: 0, stride: width, col: 0, width };
-            Cache {
-                keys: Arena::new(*k, options.context),
-                values: Arena::new(*v, options.context),
-                k: place(*k),
-                v: place(*v),
-            }
-        };
         let pool = Pool::new(options.threads);
         Ok(Self {
-            caches: body.caches.iter().map(cache).collect(),
+            caches: body.caches.iter().map(|shape| Cache::new(*shape, options.context)).collect(),
             body: Part::new(body, CHUNK.min(options.context), pool.count()),
             head: Part::new(head, HEAD_CHUNK.min(options.context), pool.count()),
             pool,
@@ -237,7 +190,14 @@ impl<'a> Session<'a> {
             let first = i * self.body.arena.capacity();
             self.ids.clear();
             self.ids.extend_from_slice(chunk);
-            let work = Work { ids: &self.ids, past: self.past, length, caches: &self.caches, options: &self.options };
+            let work = Work {
+                ids: &self.ids,
+                past: self.past,
+                count: chunk.len(),
+                length,
+                caches: &self.caches,
+                options: &self.options,
+            };
             self.body.run(&mut self.pool, &work, chunk.len());
             self.past += chunk.len();
             let from = match logits {
@@ -256,7 +216,8 @@ impl<'a> Session<'a> {
                     }
                 }
                 let past = self.past - chunk.len() + start;
-                let work = Work { ids: &self.ids[start..], past, length, caches: &self.caches, options: &self.options };
+                let work =
+                    Work { ids: &self.ids[start..], past, count, length, caches: &self.caches, options: &self.options };
                 self.head.run(&mut self.pool, &work, count);
                 for t in 0..count {
                     // SAFETY: as above.
@@ -297,6 +258,8 @@ struct Work<'w> {
     ids: &'w [i32],
     /// Position of the first token.
     past: usize,
+    /// Tokens of the pass.
+    count: usize,
     /// Length of the sequence when the call is done.
     length: usize,
     caches: &'w [Cache],
@@ -329,139 +292,16 @@ impl<'a> Part<'a> {
                 match stage {
                     Stage::Rows(steps) => self.rows(member, work, steps, count),
                     Stage::Linear(linear) => self.linear(member, work, linear, count, &mut scratch),
-                    Stage::Attend(attend) => self.attend(member, work, attend, count, &mut scratch),
+                    Stage::Attend(attend) => self.attend(member, work, attend, count, &mut scratch.floats),
                     Stage::Route { chosen, to } => self.route(member, *chosen, *to, count),
-                    Stage::Gather(gather) => self.gather(member, work, gather, &mut scratch),
+                    Stage::Gather(gather) => self.gather(member, work, gather, &mut scratch.floats),
                     Stage::Experts(experts) => self.experts(member, work, experts, &mut scratch),
                 }
             }
         });
     }
 
-    /// Each member takes whole tiles of tokens, so that it can round their activations too.
-    fn rows(&self, member: &Member<'_>, work: &Work<'_>, steps: &[Row<'_>], count: usize) {
-        let own = member.share(count, TILE);
-        for first in own.clone().step_by(TILE) {
-            let tile = first..(first + TILE).min(own.end);
-            for part in steps.split_inclusive(|s| matches!(s, Row::Quantize { .. })) {
-                for t in tile.clone() {
-                    part.iter().for_each(|step| self.row(work, step, t));
-                }
-                if let Some(Row::Quantize { x, to }) = part.last() {
-                    let shape = &self.program.activations[*to].shape;
-                    // SAFETY: the tile's rows are this member's in this stage.
-                    let x = unsafe { self.arena.rows(*x, tile.clone()) };
-                    write(&self.quantized[*to][first / TILE]).fill(work.options, shape, tile.len(), x);
-                }
-            }
-        }
-    }
-
-    /// One step on one token.
-    fn row(&self, work: &Work<'_>, step: &Row<'_>, t: usize) {
-        // SAFETY: in this stage the token's rows belong to the calling member, and values that are used together have
-        // places that do not overlap, except where a step works in place and says so.
-        let (read, write) = unsafe { (|at: Place| self.arena.row(at, t), |at: Place| self.arena.row_mut(at, t)) };
-        match step {
-            Row::Embed { table, of, offset, out } => {
-                let id = match of {
-                    Ints::Ids => i64::from(work.ids[t]),
-                    Ints::Positions => (work.past + t) as i64,
-                };
-                table.row((id + i64::from(*offset)) as usize, write(*out));
-            }
-            Row::Angles { of, fixed, cos, sin } => {
-                let (frequencies, factor) = match fixed {
-                    Some((frequencies, factor)) => (Cow::Borrowed(frequencies), *factor),
-                    None => {
-                        let (frequencies, factor) = frequencies(of, work.length as u64);
-                        (Cow::Owned(frequencies), factor)
-                    }
-                };
-                let angles = angles(&frequencies, factor, (work.past + t) as i64);
-                for ((cos, sin), angle) in write(*cos).iter_mut().zip(write(*sin)).zip(angles) {
-                    (*cos, *sin) = angle;
-                }
-            }
-            Row::Copy { from, to } => write(*to).copy_from_slice(read(*from)),
-            Row::RmsNorm { at, heads, eps, gain } => {
-                let row = write(*at);
-                let width = (row.len() / heads).max(1);
-                simd(
-                    #[inline(always)]
-                    || row.chunks_exact_mut(width).for_each(|part| rms_row(part, *eps, gain.as_deref())),
-                );
-            }
-            Row::LayerNorm { at, heads, eps, gain, bias } => {
-                let row = write(*at);
-                let width = (row.len() / heads).max(1);
-                simd(
-                    #[inline(always)]
-                    || {
-                        for (head, part) in row.chunks_exact_mut(width).enumerate() {
-                            layer_row(part, *eps, own(gain, head, width), own(bias, head, width));
-                        }
-                    },
-                );
-            }
-            Row::Rope { at, cos, sin, heads, interleaved } => simd(
-                #[inline(always)]
-                || turn_row(write(*at), *heads, *interleaved, read(*cos), read(*sin)),
-            ),
-            Row::Map { at, f } => simd(
-                #[inline(always)]
-                || map(*f, write(*at)),
-            ),
-            Row::Zip { at, by, f } => {
-                let by = match by {
-                    Other::Value(at) => read(*at),
-                    Other::Parameter(numbers) => numbers,
-                };
-                simd(
-                    #[inline(always)]
-                    || match f {
-                        Zip::Add => elementwise::plus(write(*at), by),
-                        Zip::Mul => elementwise::times(write(*at), by),
-                    },
-                );
-            }
-            Row::Remember { k, v, cache } => {
-                let (cache, at) = (&work.caches[*cache], work.past + t);
-                // SAFETY: position `at` of the cache belongs to this token.
-                unsafe {
-                    cache.keys.row_mut(cache.k, at).copy_from_slice(read(*k));
-                    cache.values.row_mut(cache.v, at).copy_from_slice(read(*v));
-                }
-            }
-            // A whole tile at a time, see `rows`.
-            Row::Quantize { .. } => {}
-            Row::Softmax { at } => simd(
-                #[inline(always)]
-                || softmax(write(*at)),
-            ),
-            Row::Choose { op, scores, bias, weights, chosen } => {
-                let scores = read(*scores);
-                let by = match bias {
-                    Some(bias) => scores.iter().zip(bias).map(|(s, b)| s + b).collect(),
-                    None => scores.to_vec(),
-                };
-                for ((w, e), (weight, expert)) in
-                    write(*weights).iter_mut().zip(write(*chosen)).zip(choose(op, scores, by))
-                {
-                    (*w, *e) = (weight, expert as f32);
-                }
-            }
-            Row::Combine { y, weights, out } => {
-                let out = write(*out);
-                out.fill(0.0);
-                for (w, y) in read(*weights).iter().zip(read(*y).chunks_exact(out.len().max(1))) {
-                    out.iter_mut().zip(y).for_each(|(out, y)| *out += w * y);
-                }
-            }
-        }
-    }
-
-    fn linear(&self, member: &Member<'_>, work: &Work<'_>, linear: &Linear<'_>, count: usize, scratch: &mut Vec<f32>) {
+    fn linear(&self, member: &Member<'_>, work: &Work<'_>, linear: &Linear<'_>, count: usize, scratch: &mut Scratch) {
         let out = linear.out;
         match &linear.product {
             Product::Packed { bytes, shape, x } => {
@@ -471,12 +311,16 @@ impl<'a> Part<'a> {
                 if rows.is_empty() {
                     return;
                 }
-                for (i, first) in (0..count).step_by(TILE).enumerate() {
-                    let tile = first..(first + TILE).min(count);
-                    let quantized = read(&self.quantized[*x][i]);
-                    // SAFETY: these channels of `out` are this member's in this stage.
-                    let out = unsafe { self.tile(out, tile, rows.clone()) };
-                    quantized.multiply(work.options, shape, bytes, panels.clone(), out);
+                let tiles = &self.quantized[*x][..count.div_ceil(TILE)];
+                // SAFETY: these channels of `out` are this member's in this stage.
+                let out = unsafe { self.tile(out, 0..count, rows.clone()) };
+                let isa = work.options.isa;
+                if let [tile] = tiles {
+                    multiply(isa, &[&read(tile)], shape, bytes, panels, &mut scratch.weights, out);
+                } else {
+                    let tiles: Vec<_> = tiles.iter().map(read).collect();
+                    let tiles: Vec<&Operand> = tiles.iter().map(|tile| &**tile).collect();
+                    multiply(isa, &tiles, shape, bytes, panels, &mut scratch.weights, out);
                 }
                 self.bias(linear, rows, count);
             }
@@ -487,7 +331,7 @@ impl<'a> Part<'a> {
                 }
                 // SAFETY: nobody writes `x` in this stage, and these channels of `out` are this member's.
                 let (x, tile) = unsafe { (self.arena.rows(*x, 0..count), self.tile(out, 0..count, rows.clone())) };
-                weight.multiply(rows.clone(), x, count, scratch, tile);
+                weight.multiply(rows.clone(), x, count, &mut scratch.floats, tile);
                 self.bias(linear, rows, count);
             }
         }
@@ -510,54 +354,6 @@ impl<'a> Part<'a> {
             // SAFETY: these channels are this member's in this stage.
             elementwise::plus(unsafe { self.arena.row_mut(at, t) }, &bias[rows.clone()]);
         }
-    }
-
-    /// One token: members take heads. More: blocks of tokens.
-    fn attend(&self, member: &Member<'_>, work: &Work<'_>, attend: &Attend, count: usize, scratch: &mut Vec<f32>) {
-        let Attend { op, q, cache, out } = attend;
-        let cache = &work.caches[*cache];
-        let heads = Heads::new(op, cache.k.width, cache.v.width);
-        let all = work.past + count;
-        // SAFETY: nobody writes the caches or `q` in this stage.
-        let (keys, values) = unsafe { (cache.keys.rows(cache.k, 0..all), cache.values.rows(cache.v, 0..all)) };
-        let mut block = |first: usize, n: usize, h: usize| {
-            let head = Place { col: q.col + h * heads.width, width: heads.width, ..*q };
-            let to = Place { col: out.col + h * heads.out, width: heads.out, ..*out };
-            // SAFETY: as above; the head's channels of these tokens of `out` are this member's.
-            let (q, out) =
-                unsafe { (self.arena.rows(head, first..first + n), self.arena.rows_mut(to, first..first + n)) };
-            let rows = Rows { first: work.past + first, count: n, q, q_stride: head.stride, out_stride: to.stride };
-            heads.attend(h, &rows, keys, values, scratch, out);
-        };
-        if count == 1 {
-            member.share(heads.count(), 1).for_each(|h| block(0, 1, h));
-            return;
-        }
-        // Later blocks see more keys: dealing them out one by one keeps the members equally busy.
-        for first in (0..count).step_by(ROWS).skip(member.index).step_by(member.count) {
-            (0..heads.count()).for_each(|h| block(first, ROWS.min(count - first), h));
-        }
-    }
-}
-
-/// The parameters of one head, of which there are those of all heads or one set for each of them.
-fn own(all: &Option<Vec<f32>>, head: usize, width: usize) -> Option<&[f32]> {
-    let all = all.as_deref()?;
-    Some(all.get(head * width..(head + 1) * width).unwrap_or(all))
-}
-
-#[inline(always)]
-fn map(f: Map, x: &mut [f32]) {
-    match f {
-        Map::Silu => elementwise::silu(x),
-        Map::GeluErf => elementwise::gelu_erf(x),
-        Map::GeluTanh => elementwise::gelu_tanh(x),
-        Map::GeluQuick => elementwise::gelu_quick(x),
-        Map::Relu => elementwise::relu(x),
-        Map::Sigmoid => elementwise::logistic(x),
-        Map::Clamp(at) => elementwise::clamp(x, at),
-        Map::Scale(by) => x.iter_mut().for_each(|v| *v *= by),
-        Map::Softcap(at) => elementwise::softcap(x, at),
     }
 }
 

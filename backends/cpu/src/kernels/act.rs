@@ -5,6 +5,7 @@
 //! with one panel before it goes to the next: its activations stay in the cache.
 
 use crate::kernels::isa::Isa;
+use awqc_exec::host::math::simd;
 use awqc_ir::panels::{BLOCK, Panels};
 
 /// Tokens of a tile; the last one may have fewer.
@@ -129,7 +130,7 @@ impl TileMut<'_> {
             Isa::Avx2 => unsafe { crate::kernels::x86::quantize_avx2(self, x) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Vnni => unsafe { crate::kernels::x86::quantize_avx512(self, x) },
+            Isa::Avx512 | Isa::Avx512Vnni | Isa::Amx => unsafe { crate::kernels::x86::quantize_avx512(self, x) },
             _ => self.fill(x),
         }
     }
@@ -241,4 +242,81 @@ impl FloatActs {
             (first, end - first, &self.values[first * padded..end * padded])
         })
     }
+}
+
+/// Activations rounded to bf16, for products of many tokens.
+#[derive(Clone, Debug, Default)]
+pub struct Bf16Acts {
+    tokens: usize,
+    columns: Option<Panels>,
+    /// `[blocks, lines]`; 0 in the padding of blocks and in lines without a token.
+    values: Vec<Line>,
+}
+
+/// A block of bf16 numbers, in a cache line of its own.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(align(64))]
+pub struct Line(pub(crate) [u16; BLOCK]);
+
+impl Bf16Acts {
+    /// Lines are a multiple of this.
+    pub(crate) const LINES: usize = 16;
+
+    /// Rounds `x`, `[tokens, cols]`, to nearest, halves to even, for weights with the columns and groups of `shape`.
+    /// Memory is reused. NaN stays NaN, and an infinity one.
+    ///
+    /// # Panics
+    /// When `x` is not that long, or so many numbers cannot be addressed.
+    pub fn round(&mut self, shape: &Panels, tokens: usize, x: &[f32]) {
+        assert_eq!(Some(x.len()), tokens.checked_mul(shape.cols()), "activations of {tokens} tokens");
+        self.tokens = tokens;
+        self.columns = Some(*shape);
+        let lines = self.lines();
+        let all = lines.checked_mul(shape.blocks()).filter(|n| *n <= isize::MAX as usize / size_of::<Line>());
+        self.values.clear();
+        self.values.resize(all.expect("activations fit the address space"), Line::default());
+        simd(
+            #[inline(always)]
+            || self.fill(shape, lines, x),
+        );
+    }
+
+    #[inline(always)]
+    fn fill(&mut self, shape: &Panels, lines: usize, x: &[f32]) {
+        for (t, x) in x.chunks_exact(shape.cols().max(1)).enumerate() {
+            for g in 0..shape.groups() {
+                for (b, x) in shape.group_blocks(g).zip(x[shape.group_columns(g)].chunks(BLOCK)) {
+                    let to = &mut self.values[b * lines + t].0;
+                    to.iter_mut().zip(x).for_each(|(to, v)| *to = bf16(*v));
+                }
+            }
+        }
+    }
+
+    /// Tokens.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Lines of a block: the tokens, padded.
+    pub(crate) fn lines(&self) -> usize {
+        self.tokens.next_multiple_of(Self::LINES)
+    }
+
+    pub(crate) fn values(&self) -> &[Line] {
+        &self.values
+    }
+
+    /// Whether they are laid out for weights with the columns and groups of `shape`.
+    pub fn serves(&self, shape: &Panels) -> bool {
+        self.columns.is_some_and(|c| c.same_columns(shape))
+    }
+}
+
+/// The upper half of the nearest number that has a lower half of 0.
+#[inline(always)]
+fn bf16(v: f32) -> u16 {
+    let bits = v.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    (if v.is_nan() { bits >> 16 | 0x40 } else { rounded }) as u16
 }

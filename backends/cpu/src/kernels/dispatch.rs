@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use crate::kernels::act::{Acts, FloatActs};
+use crate::kernels::act::{Acts, Bf16Acts, FloatActs, Line};
+use crate::kernels::attention::{Lines, Stacked};
 use crate::kernels::isa::Isa;
 use crate::kernels::kernel::Weights;
 use crate::kernels::out::OutTile;
@@ -21,7 +22,7 @@ macro_rules! run {
             Isa::Avx512 => unsafe { crate::kernels::x86::$avx512 $args },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Vnni => unsafe { crate::kernels::x86::$vnni $args },
+            Isa::Avx512Vnni | Isa::Amx => unsafe { crate::kernels::x86::$vnni $args },
             // SAFETY: as above.
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => unsafe { crate::kernels::arm::$neon $args },
@@ -82,6 +83,32 @@ pub fn matmul_i8(isa: Isa, shape: &Panels, weights: &[u8], panels: Range<usize>,
     );
 }
 
+/// As [`matmul_i8`], with activations and weights rounded to bf16, for the tokens of all `acts` together: on machines with
+/// AMX the fastest for many tokens. Sums are made in f32, in the order of the machine. `room` is memory for weights.
+///
+/// # Panics
+/// When the machine has no AMX, or a size is not what the shape says.
+pub fn matmul_bf16(
+    shape: &Panels,
+    weights: &[u8],
+    panels: Range<usize>,
+    acts: &[&Bf16Acts],
+    room: &mut Vec<Line>,
+    out: OutTile<'_>,
+) {
+    check(Isa::Amx, shape, weights, &panels);
+    assert!(acts.iter().all(|a| a.serves(shape)), "activations for other columns or groups than those of {shape:?}");
+    check_out(shape, &panels, acts.iter().map(|a| a.tokens()).sum(), &out);
+    let w = Weights { shape, bytes: weights, panels };
+    // SAFETY: the machine has the instruction set, and the arguments fit each other.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        crate::kernels::x86::matmul_bf16(w, acts, room, out);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (w, room, out);
+}
+
 /// As [`matmul_i8`], with activations in f32: the exact mode.
 ///
 /// # Panics
@@ -101,6 +128,27 @@ pub fn matmul_f32(isa: Isa, shape: &Panels, weights: &[u8], panels: Range<usize>
         matmul_f32,
         matmul_f32,
         matmul_f32
+    );
+}
+
+/// The product of `rows` rows with panels of numbers: `out[r][16 p + i] = factor · Σ_k a[r][k] · b[p][k][i]`, whose lines
+/// are `16 panels` numbers long. The same to the last bit for every `isa`, and for a row alone or among others.
+///
+/// # Panics
+/// When the machine lacks `isa`, or an operand is too short.
+pub fn times_panels(isa: Isa, rows: usize, a: Lines<'_>, b: &Stacked<'_>, factor: f32, out: &mut [f32]) {
+    isa.expect_available();
+    assert!(b.fits(rows, &a, out), "{rows} rows of {} numbers and {} panels", b.depth, b.panels);
+    run!(
+        isa,
+        scalar::times_panels(rows, a, b, factor, out),
+        (rows, a, b, factor, out),
+        times_panels_avx2,
+        times_panels_avx512,
+        times_panels_avx512,
+        times_panels,
+        times_panels,
+        times_panels
     );
 }
 

@@ -14,6 +14,8 @@ pub enum Isa {
     Avx512,
     /// AVX-512 with VNNI.
     Avx512Vnni,
+    /// The same, with AMX for products with many tokens.
+    Amx,
     /// ARM NEON, as every 64-bit ARM has it.
     Neon,
     /// ARM NEON with the dot product instructions.
@@ -24,8 +26,16 @@ pub enum Isa {
 
 impl Isa {
     /// All of them; of two that one machine has, the faster one comes later.
-    pub const ALL: [Self; 7] =
-        [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Neon, Self::NeonDotprod, Self::NeonI8mm];
+    pub const ALL: [Self; 8] = [
+        Self::Scalar,
+        Self::Avx2,
+        Self::Avx512,
+        Self::Avx512Vnni,
+        Self::Amx,
+        Self::Neon,
+        Self::NeonDotprod,
+        Self::NeonI8mm,
+    ];
 
     /// The fastest one that the machine has.
     pub fn detect() -> Self {
@@ -47,6 +57,8 @@ impl Isa {
             Self::Avx512 => crate::kernels::x86::has_avx512(),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni => crate::kernels::x86::has_avx512vnni(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => crate::kernels::x86::has_amx(),
             #[cfg(target_arch = "aarch64")]
             Self::Neon => crate::kernels::arm::has_neon(),
             #[cfg(target_arch = "aarch64")]
@@ -65,6 +77,7 @@ impl Isa {
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Vnni => "avx512vnni",
+            Self::Amx => "amx",
             Self::Neon => "neon",
             Self::NeonDotprod => "neon-dotprod",
             Self::NeonI8mm => "neon-i8mm",

@@ -7,6 +7,7 @@
 mod act;
 #[cfg(target_arch = "aarch64")]
 mod arm;
+mod attention;
 mod dispatch;
 mod isa;
 #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
@@ -16,7 +17,8 @@ mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use act::{Acts, FloatActs, TILE, TileMut};
-pub use dispatch::{dequantize, matmul_f32, matmul_i8};
+pub use act::{Acts, Bf16Acts, FloatActs, Line, TILE, TileMut};
+pub use attention::{Lines, Stacked};
+pub use dispatch::{dequantize, matmul_bf16, matmul_f32, matmul_i8, times_panels};
 pub use isa::{Isa, UnknownIsa};
 pub use out::OutTile;

@@ -69,6 +69,20 @@ impl<'a> OutTile<'a> {
         (OutTile { rows: row, ..self }, OutTile { start, rows: self.rows - row, ..self })
     }
 
+    /// The tile's first `tokens` tokens, and the others.
+    ///
+    /// # Panics
+    /// When the tile has fewer tokens.
+    pub fn split_tokens(self, tokens: usize) -> (OutTile<'a>, OutTile<'a>) {
+        assert!(tokens <= self.tokens, "token {tokens} of {}", self.tokens);
+        let others = self.tokens - tokens;
+        // Behind the last token there may be no numbers at all.
+        let skip = if others == 0 { 0 } else { tokens * self.stride };
+        // SAFETY: with a token left, its line is inside of what is borrowed.
+        let start = unsafe { self.start.add(skip) };
+        (OutTile { tokens, ..self }, OutTile { start, tokens: others, ..self })
+    }
+
     /// The same tile for a shorter time.
     pub fn reborrow(&mut self) -> OutTile<'_> {
         OutTile { borrow: PhantomData, ..*self }
@@ -105,6 +119,17 @@ mod tests {
         for line in out.chunks(10) {
             assert_eq!(line, [1.0, 1.0, 0.0, 2.0, 2.0, 2.0, 2.0, 0.0, 0.0, 0.0]);
         }
+    }
+
+    #[test]
+    fn tokens_are_split_too() {
+        let mut out = vec![0.0; 3 * 4];
+        let (mut a, b) = OutTile::new(&mut out, 3, 4, 2).split_tokens(1);
+        let (mut b, c) = b.split_tokens(2);
+        assert_eq!((a.tokens(), b.tokens(), c.tokens()), (1, 2, 0));
+        a.line(0, 0, 2).fill(1.0);
+        b.line(1, 1, 1).fill(2.0);
+        assert_eq!(out, [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 2.0, 0.0, 0.0]);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use crate::kernels::act::{Acts, FloatActs};
+use crate::kernels::attention::{Lines, Stacked};
 use crate::kernels::out::OutTile;
 use awqc_exec::layout::r16::Panel;
 use awqc_ir::panels::{BLOCK, PANEL_ROWS, Panels};
@@ -87,6 +88,18 @@ pub(crate) fn matmul_f32(shape: &Panels, weights: &[u8], panels: Range<usize>, a
                     out.line(first + t, row - skipped, 1)[0] = total;
                 }
             }
+        }
+    }
+}
+
+/// A sum of products, in their order with one rounding each, times `factor`.
+pub(crate) fn times_panels(rows: usize, a: Lines<'_>, b: &Stacked<'_>, factor: f32, out: &mut [f32]) {
+    for (r, line) in out.chunks_exact_mut((b.panels * PANEL_ROWS).max(1)).take(rows).enumerate() {
+        let a = &a.data[a.at(r)..][..b.depth];
+        for (column, out) in line.iter_mut().enumerate() {
+            let from = column / PANEL_ROWS * b.panel_step + column % PANEL_ROWS;
+            let sum = a.iter().enumerate().fold(0.0f32, |sum, (k, a)| a.mul_add(b.data[from + k * b.step], sum));
+            *out = sum.mul_add(factor, 0.0);
         }
     }
 }

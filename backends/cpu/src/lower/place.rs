@@ -11,6 +11,7 @@ use awqc_ir::panels::Panels;
 
 use super::weights::Matrix;
 use crate::arena::Place;
+use crate::cache::CacheShape;
 use crate::experts::Choice;
 use crate::program::{Attend, Experts, Gather, Linear, Product, Program, Rounded, Row, Stage};
 
@@ -326,7 +327,8 @@ impl<'a> Placer<'a> {
             Flat::Attend { op, q, k, v, out } => {
                 let cache = self.program.caches.len();
                 let (k_at, v_at, q_at) = (self.place(k), self.place(v), self.place(q));
-                self.program.caches.push((k_at.width, v_at.width));
+                let heads = op.kv_heads as usize;
+                self.program.caches.push(CacheShape { heads, keys: k_at.width, values: v_at.width });
                 self.rows(Row::Remember { k: k_at, v: v_at, cache });
                 // From here on the cache has them.
                 self.release(k);
@@ -350,7 +352,7 @@ impl<'a> Placer<'a> {
                 if let Some(left) = self.ways.get_mut(&way) {
                     *left -= 1;
                 }
-                let (product, all) = match weight {
+                let (product, all, unread) = match weight {
                     Matrix::Packed { bytes, shape } => {
                         let (at, made) = self.rounded(x, &shape, Some((route, way)));
                         if !made {
@@ -358,22 +360,18 @@ impl<'a> Placer<'a> {
                         }
                         // The product reads the rounded form only.
                         self.release(x);
-                        self.barrier();
-                        (Product::Packed { bytes, shape, x: at }, shape.rows())
+                        (Product::Packed { bytes, shape, x: at }, shape.rows(), None)
                     }
                     Matrix::Dense(weight) => {
-                        self.barrier();
                         let all = weight.rows;
-                        (Product::Dense { weight, x: from }, all)
+                        (Product::Dense { weight, x: from }, all, Some(x))
                     }
                 };
-                let dense = matches!(product, Product::Dense { .. });
+                self.barrier();
                 let rows = all / self.program.routes[route].experts.max(1);
                 let out = self.allocate(out);
                 self.program.stages.push(Stage::Experts(Experts { route, product, rows, out }));
-                if dense {
-                    self.release(x);
-                }
+                unread.into_iter().for_each(|x| self.release(x));
                 self.barrier();
             }
         }

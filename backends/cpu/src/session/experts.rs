@@ -2,10 +2,11 @@
 
 use awqc_ir::panels::PANEL_ROWS;
 
-use super::{Part, Work, read, write};
+use super::{Part, Scratch, Work, read, write};
 use crate::arena::Place;
 use crate::dense::BLOCK_ROWS;
 use crate::kernels::OutTile;
+use crate::linear::multiply;
 use crate::pool::Member;
 use crate::program::{Experts, Gather, Product};
 
@@ -30,12 +31,14 @@ impl Part<'_> {
                 // SAFETY: nobody writes `x` in this stage.
                 scratch.extend_from_slice(unsafe { self.arena.row(row.columns(*x, shape.cols()), row.token) });
             }
-            write(&self.quantized[*to][i]).fill(work.options, shape, run.rows.len(), scratch);
+            let form = work.options.activations.of(run.rows.len());
+            write(&self.quantized[*to][i]).fill(work.options.isa, form, shape, run.rows.len(), scratch);
         }
     }
 
     /// Members take output channels of every expert. Results are made in `scratch`: the rows of an expert lie apart.
-    pub(super) fn experts(&self, member: &Member<'_>, work: &Work<'_>, experts: &Experts<'_>, scratch: &mut Vec<f32>) {
+    pub(super) fn experts(&self, member: &Member<'_>, work: &Work<'_>, experts: &Experts<'_>, scratch: &mut Scratch) {
+        let Scratch { floats: scratch, weights } = scratch;
         let Experts { route, product, rows: each, out } = experts;
         let route = read(&self.routes[*route]);
         for (i, run) in route.runs().iter().enumerate() {
@@ -52,7 +55,8 @@ impl Part<'_> {
                     scratch.resize(tokens * rows.len(), 0.0);
                     let tile = OutTile::new(scratch, tokens, rows.len(), rows.len());
                     let bytes = self.program.memory.get(bytes);
-                    read(&self.quantized[*x][i]).multiply(work.options, shape, bytes, panels, tile);
+                    let acts = read(&self.quantized[*x][i]);
+                    multiply(work.options.isa, &[&acts], shape, bytes, panels, weights, tile);
                     rows
                 }
                 Product::Dense { weight, x } => {

@@ -1,7 +1,7 @@
 //! Every instruction set of the machine against the scalar specification, and that against f64.
 
 use awqc_cpu::Isa;
-use awqc_cpu::kernels::{Acts, FloatActs, OutTile, dequantize, matmul_f32, matmul_i8};
+use awqc_cpu::kernels::{Acts, Bf16Acts, FloatActs, OutTile, dequantize, matmul_bf16, matmul_f32, matmul_i8};
 use awqc_ir::panels::{PANEL_ROWS, Panels};
 use half::f16;
 
@@ -86,7 +86,7 @@ fn decoding_is_the_formula_everywhere() {
 #[test]
 fn products_are_the_scalar_ones() {
     each_weight(|rng, w, what| {
-        for tokens in [1, 3, 17] {
+        for tokens in [1, 3, 7, 16, 17, 100] {
             let x = numbers(rng, tokens * w.shape.cols());
             let (i8s, f32s) = (i8_product(Isa::Scalar, w, tokens, &x), f32_product(Isa::Scalar, w, tokens, &x));
             for isa in vector_isas() {
@@ -95,6 +95,68 @@ fn products_are_the_scalar_ones() {
             }
         }
     });
+}
+
+/// The nearest bf16 number; of two, the one that is even.
+fn bf16(v: f32) -> f64 {
+    f64::from(half::bf16::from_f32(v).to_f32())
+}
+
+/// Products of bf16 numbers are exact in f32: only their sums are rounded.
+#[test]
+fn products_in_bf16_are_those_of_rounded_numbers() {
+    if !Isa::Amx.is_available() {
+        return; // `instruction_sets` says so.
+    }
+    let mut room = Vec::new();
+    each_weight(|rng, w, what| {
+        let (rows, cols) = (w.shape.rows(), w.shape.cols());
+        for tiles in [vec![1], vec![16], vec![17], vec![64, 33]] {
+            let tokens: usize = tiles.iter().sum();
+            let x = numbers(rng, tokens * cols);
+            let (mut acts, mut first) = (Vec::new(), 0);
+            for tile in tiles {
+                let mut own = Bf16Acts::default();
+                own.round(&w.shape, tile, &x[first * cols..(first + tile) * cols]);
+                acts.push(own);
+                first += tile;
+            }
+            let acts: Vec<&Bf16Acts> = acts.iter().collect();
+            let mut out = vec![f32::MAX; tokens * rows];
+            let mut rest = OutTile::new(&mut out, tokens, rows, rows);
+            for panels in [0..w.shape.panels().min(1), w.shape.panels().min(1)..w.shape.panels()] {
+                let own;
+                (own, rest) = rest.split_at(w.shape.panel_rows(panels.clone()).len());
+                matmul_bf16(&w.shape, &w.bytes, panels, &acts, &mut room, own);
+            }
+            for (i, found) in out.iter().enumerate() {
+                let (t, row) = (i / rows, i % rows);
+                let products = (0..cols).map(|c| bf16(x[t * cols + c]) * bf16(w.number(row, c) as f32));
+                let (sum, size) = products.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()));
+                let error = (f64::from(*found) - sum).abs();
+                assert!(error <= 1e-5 * size + 1e-6, "{found}, not {sum}, at {t}, {row}, {what}");
+            }
+        }
+    });
+}
+
+#[test]
+fn bf16_shows_nan_and_infinity() {
+    if !Isa::Amx.is_available() {
+        return;
+    }
+    let mut rng = Random::new(5);
+    let w = Weight::random(&mut rng, 20, 96, 4, false, 32);
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut x = numbers(&mut rng, 18 * 96);
+        x[3 * 96 + 40] = bad;
+        let (mut acts, mut out) = (Bf16Acts::default(), vec![0.0; 18 * 20]);
+        acts.round(&w.shape, 18, &x);
+        matmul_bf16(&w.shape, &w.bytes, 0..2, &[&acts], &mut Vec::new(), OutTile::new(&mut out, 18, 20, 20));
+        for (t, line) in out.chunks(20).enumerate() {
+            assert_eq!(line.iter().all(|v| v.is_finite()), t != 3, "{bad}, token {t}: {line:?}");
+        }
+    }
 }
 
 /// More tokens than a tile has, rows shared out over threads: nothing changes.

@@ -1,5 +1,7 @@
 //! Attention on slices: blocks of query rows in parallel, scores of one block and head at a time.
 
+use std::ops::Range;
+
 use awqc_ir::op::Sdpa;
 use burn_ndarray::NdArrayTensor;
 use rayon::prelude::*;
@@ -97,7 +99,8 @@ pub struct Heads<'a> {
     pub out: usize,
     key_channels: usize,
     channels: usize,
-    scale: f32,
+    /// The factor on the scores.
+    pub scale: f32,
     /// Each head's slope of the position bias; none without one.
     slopes: Vec<f32>,
 }
@@ -141,15 +144,19 @@ impl<'a> Heads<'a> {
         self.count() * self.out
     }
 
+    /// The keys that some row sees, of `count` rows from position `first` on, where there are `all`.
+    pub fn seen(&self, first: usize, count: usize, all: usize) -> Range<usize> {
+        let end = if self.op.causal { (first + count).min(all) } else { all };
+        let window = self.op.window.and_then(|w| usize::try_from(w).ok());
+        window.map_or(0, |w| (first + 1).saturating_sub(w)).min(end)..end
+    }
+
     /// Head `h` of some rows over `k`, `[all, key_channels]`, and `v`, `[all, channels]`, into the head's channels of
     /// `out`. `scores` is scratch memory.
     pub fn attend(&self, h: usize, rows: &Rows<'_>, k: &[f32], v: &[f32], scores: &mut Vec<f32>, out: &mut [f32]) {
         let all = k.len() / self.key_channels.max(1);
         let kv = h / (self.op.heads / self.op.kv_heads) as usize;
-        // The keys that some row sees.
-        let end = if self.op.causal { (rows.first + rows.count).min(all) } else { all };
-        let window = self.op.window.and_then(|w| usize::try_from(w).ok());
-        let start = window.map_or(0, |w| (rows.first + 1).saturating_sub(w));
+        let Range { start, end } = self.seen(rows.first, rows.count, all);
         let span = end - start;
         scores.resize(rows.count * span, 0.0);
         let keys = &k[start * self.key_channels + kv * self.width..];
@@ -191,7 +198,7 @@ impl<'a> Heads<'a> {
 
     /// Scores of head `h`'s query at `position` against the keys from `start` become probabilities.
     #[inline(always)]
-    fn probabilities(&self, h: usize, line: &mut [f32], position: usize, start: usize) {
+    pub fn probabilities(&self, h: usize, line: &mut [f32], position: usize, start: usize) {
         // What a row sees is one run of keys: the mask has no holes.
         let lo = line.iter().enumerate().position(|(j, _)| sees(self.op, position, start + j)).unwrap_or(line.len());
         let hi = if self.op.causal { (position + 1 - start).min(line.len()) } else { line.len() };

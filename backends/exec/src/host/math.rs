@@ -17,7 +17,8 @@ pub fn exp(x: f32) -> f32 {
     const LN2_HI: f32 = 0.693_359_4;
     const LN2_LO: f32 = -2.121_944_4e-4;
     let bounded = x.clamp(-87.3, 88.7);
-    let n = (bounded * std::f32::consts::LOG2_E + MAGIC) - MAGIC;
+    let shifted = bounded * std::f32::consts::LOG2_E + MAGIC;
+    let n = shifted - MAGIC;
     let r = (bounded - n * LN2_HI) - n * LN2_LO;
     // Taylor's series on |r| <= ln2/2: the seventh power is below one unit in the last place.
     let p = 1.0 / 5040.0;
@@ -27,11 +28,10 @@ pub fn exp(x: f32) -> f32 {
     let p = p * r + 1.0 / 6.0;
     let p = p * r + 0.5;
     let p = (p * r) * r + r + 1.0;
-    // 2ⁿ in two halves, since n reaches 128.
-    let n = n as i32;
-    let half = n >> 1;
-    let power = |n: i32| f32::from_bits(((n + 127) as u32) << 23);
-    let y = p * power(half) * power(n - half);
+    // Times 2ⁿ, by adding n to the exponent, which stays one of a normal number: p is at least 1 where n is -126, and
+    // below 1 where n is 128. The low bits of the shifted number are n.
+    let n = shifted.to_bits().wrapping_sub(MAGIC.to_bits());
+    let y = f32::from_bits(p.to_bits().wrapping_add(n << 23));
     let y = if x < -87.3 { 0.0 } else { y };
     let y = if x > 88.7 { f32::INFINITY } else { y };
     if x.is_nan() { x } else { y }

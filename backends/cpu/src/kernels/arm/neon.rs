@@ -9,6 +9,7 @@ use std::arch::asm;
 use std::marker::PhantomData;
 
 use crate::kernels::act::{Acts, FloatActs};
+use crate::kernels::attention::{Lines, Stacked};
 use crate::kernels::kernel::{self, Simd, Weights};
 use crate::kernels::out::OutTile;
 
@@ -428,6 +429,14 @@ pub(crate) unsafe fn matmul_i8_i8mm(weights: Weights<'_>, acts: &Acts, out: OutT
 pub(crate) unsafe fn matmul_f32(weights: Weights<'_>, acts: &FloatActs, out: OutTile<'_>) {
     // SAFETY: the caller's promise.
     unsafe { kernel::matmul_f32::<Neon<Base>, 1, 1, 6>(weights, acts, out) }
+}
+
+/// # Safety
+/// The machine has NEON; see [`kernel::times_panels`].
+#[target_feature(enable = "neon")]
+pub(crate) unsafe fn times_panels(rows: usize, a: Lines<'_>, b: &Stacked<'_>, factor: f32, out: &mut [f32]) {
+    // SAFETY: the caller's promise.
+    unsafe { kernel::times_panels::<Neon<Base>>(rows, a, b, factor, out) }
 }
 
 /// # Safety

@@ -5,6 +5,8 @@
 //! registers enough, two panels go together, and an activation is spread over a register once for both. As every token
 //! and block has a chain of its own, no chain waits for another.
 
+use std::ops::Range;
+
 use super::unpack::{nibbles, unpack};
 use super::{Simd, Sums, Weights, grid};
 use crate::kernels::act::{Acts, Tile};
@@ -32,30 +34,49 @@ pub(crate) unsafe fn matmul_i8<S: Simd>(weights: Weights<'_>, acts: &Acts, out: 
 unsafe fn all<S: Simd, const BITS: u32>(weights: Weights<'_>, acts: &Acts, mut out: OutTile<'_>) {
     let Weights { shape, bytes, panels } = weights;
     let skipped = shape.panel_rows(panels.clone()).start;
+    let at =
+        |p: usize| PanelAt { shape, panel: bytes[p * shape.panel_bytes()..(p + 1) * shape.panel_bytes()].as_ptr() };
     let (mut results, mut pairs) = (Sums::<1>::ZERO, Sums::<2>::ZERO);
     for (first, tile) in acts.tiles() {
+        let mut give = |panels: Range<usize>, t: usize, line: &[f32]| {
+            let rows = shape.panel_rows(panels);
+            out.line(first + t, rows.start - skipped, rows.len()).copy_from_slice(&line[..rows.len()]);
+        };
+        if tile.tokens == 1 {
+            // Memory is faster when it is read in two places.
+            let half = panels.len() / 2;
+            for p in panels.start..panels.start + half {
+                let mut two = [[0.0; PANEL_ROWS]; 2];
+                // SAFETY: the panels are as long as their shape says, the tile has the shape's blocks and groups.
+                unsafe { one::<S, BITS, 2>(&[at(p), at(p + half)], tile, &mut two) };
+                give(p..p + 1, 0, &two[0]);
+                give(p + half..p + half + 1, 0, &two[1]);
+            }
+            if panels.len() % 2 == 1 {
+                let mut last = [[0.0; PANEL_ROWS]];
+                // SAFETY: as above.
+                unsafe { one::<S, BITS, 1>(&[at(panels.end - 1)], tile, &mut last) };
+                give(panels.end - 1..panels.end, 0, &last[0]);
+            }
+            continue;
+        }
         let mut p = panels.start;
         while p < panels.end {
             // Two panels at once where there are two, and registers for both.
-            let pair = S::PAIRS && (BITS < 8 || S::WIDE) && tile.tokens > 1 && p + 1 < panels.end;
+            let pair = S::PAIRS && (BITS < 8 || S::WIDE) && p + 1 < panels.end;
             let next = p + if pair { 2 } else { 1 };
-            let panel = bytes[p * shape.panel_bytes()..next * shape.panel_bytes()].as_ptr();
-            let w = PanelAt { shape, panel };
-            // SAFETY: the panels are as long as their shape says, the tile has the shape's blocks and groups.
+            let w = PanelAt { shape, panel: bytes[p * shape.panel_bytes()..next * shape.panel_bytes()].as_ptr() };
+            // SAFETY: as above.
             unsafe {
-                if tile.tokens == 1 {
-                    one::<S, BITS>(&w, tile, &mut results.0[0][0]);
-                } else if pair {
+                if pair {
                     many::<S, BITS, 2>(&w, tile, &mut pairs);
                 } else {
                     many::<S, BITS, 1>(&w, tile, &mut results);
                 }
             }
-            let rows = shape.panel_rows(p..next);
             for t in 0..tile.tokens {
                 let line = if pair { pairs.0[t].as_flattened() } else { results.0[t].as_flattened() };
-                let n = rows.len();
-                out.line(first + t, rows.start - skipped, n).copy_from_slice(&line[..n]);
+                give(p..next, t, line);
             }
             p = next;
         }
@@ -64,7 +85,7 @@ unsafe fn all<S: Simd, const BITS: u32>(weights: Weights<'_>, acts: &Acts, mut o
 
 /// How far ahead of their use weights are asked for, in bytes. The processor does so by itself, but less far and not
 /// across pages; a panel ends where the next begins, so most of what is asked for is used.
-const AHEAD: usize = 4096;
+const AHEAD: usize = 1024;
 
 /// Bytes of a header that a group takes.
 const HEADER_SHARE: usize = 3 * PANEL_ROWS;
@@ -74,7 +95,7 @@ const HEADER_SHARE: usize = 3 * PANEL_ROWS;
 /// # Safety
 /// As [`Simd`].
 #[inline(always)]
-unsafe fn ask_ahead<S: Simd>(at: *const u8, bytes: usize) {
+pub(crate) unsafe fn ask_ahead<S: Simd>(at: *const u8, bytes: usize) {
     for line in (0..bytes).step_by(ALIGN) {
         // SAFETY: the caller has the instruction set; the address need not be valid.
         unsafe { S::prefetch(at.wrapping_add(AHEAD + line)) }
@@ -155,38 +176,51 @@ unsafe fn quads<S: Simd, const BITS: u32>(block: *const u8) -> Quads<S> {
     }
 }
 
+/// One token with `U` panels, which are anywhere.
+///
 /// # Safety
-/// As [`Simd`]; the panel is readable as its shape says, the tile has one token and the shape's blocks.
+/// As [`Simd`]; the panels are readable as their shape says, the tile has one token and the shape's blocks.
 #[inline(always)]
-unsafe fn one<S: Simd, const BITS: u32>(w: &PanelAt<'_>, tile: Tile<'_>, out: &mut [f32; PANEL_ROWS]) {
+unsafe fn one<S: Simd, const BITS: u32, const U: usize>(
+    panels: &[PanelAt<'_>; U],
+    tile: Tile<'_>,
+    out: &mut [[f32; PANEL_ROWS]; U],
+) {
     let parts = PANEL_ROWS / S::ROWS;
-    let mut block = w.shape.block_at(0);
-    // SAFETY: every address is inside of the panel or the tile: blocks and groups are those of the shape.
+    let shape = panels[0].shape;
+    let mut block = shape.block_at(0);
+    // SAFETY: every address is inside of the panels or the tile: blocks and groups are those of the shape.
     unsafe {
-        let mut totals = [S::splat(0.0); 4];
-        for g in 0..w.shape.groups() {
-            let mut sums = [S::splat(0.0); 4];
-            for b in w.shape.group_blocks(g) {
+        let mut totals = [[S::splat(0.0); 4]; U];
+        for g in 0..shape.groups() {
+            let mut sums = [[S::splat(0.0); 4]; U];
+            for b in shape.group_blocks(g) {
                 let x = tile.codes.as_ptr().add(b * BLOCK);
                 let scale = S::splat(*tile.scales.get_unchecked(b));
-                let at = w.panel.add(block);
-                ask_ahead::<S>(at, BITS as usize * QUAD);
-                for (h, sum) in sums[..parts].iter_mut().enumerate() {
-                    let quads = quads::<S, BITS>(at.add(h * 4 * S::ROWS));
-                    *sum = S::mul_add(dot::<S, BITS>(&quads, x), scale, *sum);
+                for (w, sums) in panels.iter().zip(&mut sums) {
+                    let at = w.panel.add(block);
+                    ask_ahead::<S>(at, BITS as usize * QUAD);
+                    for (h, sum) in sums[..parts].iter_mut().enumerate() {
+                        let quads = quads::<S, BITS>(at.add(h * 4 * S::ROWS));
+                        *sum = S::mul_add(dot::<S, BITS>(&quads, x), scale, *sum);
+                    }
                 }
-                block += w.shape.block_bytes();
+                block += shape.block_bytes();
             }
-            // The next panel's header is not ahead of any block: a group's share of it.
-            ask_ahead::<S>(w.panel.wrapping_add(g * HEADER_SHARE), 1);
             let x_sum = S::splat(*tile.sums.get_unchecked(g));
-            for h in 0..parts {
-                let (scales, zeros) = grid::<S>(w.shape, w.panel, g, h * S::ROWS);
-                totals[h] = S::mul_add(scales, S::neg_mul_add(zeros, x_sum, sums[h]), totals[h]);
+            for (u, w) in panels.iter().enumerate() {
+                // The next panel's header is not ahead of any block: a group's share of it.
+                ask_ahead::<S>(w.panel.wrapping_add(g * HEADER_SHARE), 1);
+                for h in 0..parts {
+                    let (scales, zeros) = grid::<S>(shape, w.panel, g, h * S::ROWS);
+                    totals[u][h] = S::mul_add(scales, S::neg_mul_add(zeros, x_sum, sums[u][h]), totals[u][h]);
+                }
             }
         }
-        for (h, total) in totals[..parts].iter().enumerate() {
-            S::store_floats(out.as_mut_ptr().add(h * S::ROWS), *total);
+        for (totals, out) in totals.iter().zip(out) {
+            for (h, total) in totals[..parts].iter().enumerate() {
+                S::store_floats(out.as_mut_ptr().add(h * S::ROWS), *total);
+            }
         }
     }
 }

@@ -7,13 +7,16 @@
 mod dequantize;
 mod float;
 mod int8;
+mod panels;
 mod unpack;
 
 use std::ops::Range;
 
 pub(crate) use dequantize::dequantize;
 pub(crate) use float::matmul_f32;
-pub(crate) use int8::matmul_i8;
+pub(crate) use int8::{ask_ahead, matmul_i8};
+pub(crate) use panels::times_panels;
+pub(crate) use unpack::unpack;
 
 use crate::kernels::act::TILE;
 use awqc_ir::panels::{PANEL_ROWS, Panels};
@@ -140,7 +143,7 @@ pub(crate) trait Simd {
 /// # Safety
 /// As [`Simd`]; `panel` is the start of a panel of this shape, `row + ROWS <= 16`, `g` is one of its groups.
 #[inline(always)]
-unsafe fn grid<S: Simd>(shape: &Panels, panel: *const u8, g: usize, row: usize) -> (S::Floats, S::Floats) {
+pub(crate) unsafe fn grid<S: Simd>(shape: &Panels, panel: *const u8, g: usize, row: usize) -> (S::Floats, S::Floats) {
     // SAFETY: the header holds 16 scales and, unless symmetric, 16 zero points of each group at these places.
     unsafe {
         let scales = S::load_scales(panel.add(shape.scales_at(g) + 2 * row));

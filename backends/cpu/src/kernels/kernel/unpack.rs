@@ -8,7 +8,7 @@ use awqc_ir::panels::QUAD;
 /// # Safety
 /// As [`Simd`]; a block of `BITS` bits is readable from `ROWS` rows' worth of bytes, `4 ROWS`, of each of its registers.
 #[inline(always)]
-pub(super) unsafe fn unpack<S: Simd, const BITS: u32>(block: *const u8) -> [S::Codes; 8] {
+pub(crate) unsafe fn unpack<S: Simd, const BITS: u32>(block: *const u8) -> [S::Codes; 8] {
     // SAFETY: a block has `BITS` registers of `QUAD` bytes.
     unsafe {
         let first = S::load(block);

@@ -7,6 +7,7 @@
 use std::arch::x86_64::*;
 
 use crate::kernels::act::{Acts, FloatActs, TileMut};
+use crate::kernels::attention::{Lines, Stacked};
 use crate::kernels::kernel::{self, Simd, Weights};
 use crate::kernels::out::OutTile;
 
@@ -195,6 +196,14 @@ pub(crate) unsafe fn matmul_i8(weights: Weights<'_>, acts: &Acts, out: OutTile<'
 pub(crate) unsafe fn matmul_f32(weights: Weights<'_>, acts: &FloatActs, out: OutTile<'_>) {
     // SAFETY: the caller's promise.
     unsafe { kernel::matmul_f32::<Avx2, 1, 2, 3>(weights, acts, out) }
+}
+
+/// # Safety
+/// The machine has AVX2, FMA and F16C; see [`kernel::times_panels`].
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn times_panels(rows: usize, a: Lines<'_>, b: &Stacked<'_>, factor: f32, out: &mut [f32]) {
+    // SAFETY: the caller's promise.
+    unsafe { kernel::times_panels::<Avx2>(rows, a, b, factor, out) }
 }
 
 /// # Safety

@@ -8,6 +8,7 @@ use std::marker::PhantomData;
 
 use super::avx2::shifted;
 use crate::kernels::act::{Acts, FloatActs, TileMut};
+use crate::kernels::attention::{Lines, Stacked};
 use crate::kernels::kernel::{self, Simd, Weights};
 use crate::kernels::out::OutTile;
 
@@ -232,6 +233,14 @@ pub(crate) unsafe fn matmul_i8_vnni(weights: Weights<'_>, acts: &Acts, out: OutT
 pub(crate) unsafe fn matmul_f32(weights: Weights<'_>, acts: &FloatActs, out: OutTile<'_>) {
     // SAFETY: the caller's promise.
     unsafe { kernel::matmul_f32::<Avx512<Madd>, 2, 2, 6>(weights, acts, out) }
+}
+
+/// # Safety
+/// The machine has AVX-512 F, BW, DQ and VL; see [`kernel::times_panels`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(crate) unsafe fn times_panels(rows: usize, a: Lines<'_>, b: &Stacked<'_>, factor: f32, out: &mut [f32]) {
+    // SAFETY: the caller's promise.
+    unsafe { kernel::times_panels::<Avx512<Madd>>(rows, a, b, factor, out) }
 }
 
 /// # Safety

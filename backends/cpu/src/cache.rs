@@ -1,0 +1,136 @@
+//! Keys and values of earlier positions, as the products of attention take them.
+//!
+//! A head of keys is made of panels of 16 positions: the first channel of all of them, then the second, and so on. So a
+//! query meets 16 keys at once, and nothing is summed across lanes. A head of values has one position after the other,
+//! padded to a multiple of 16 channels.
+
+use std::ops::Range;
+
+use awqc_ir::panels::PANEL_ROWS;
+
+use crate::arena::{Arena, Place};
+use crate::kernels::Stacked;
+
+/// What a cache is for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CacheShape {
+    /// Heads of keys and of values.
+    pub(crate) heads: usize,
+    /// Channels of all keys of a position.
+    pub(crate) keys: usize,
+    /// Channels of all values of a position.
+    pub(crate) values: usize,
+}
+
+/// The keys and values of one attention.
+pub(crate) struct Cache {
+    shape: CacheShape,
+    /// `[heads, panels, channels of a head]` rows of 16 positions.
+    keys: Arena,
+    /// `[heads, positions]` rows of the channels of a head, and padding.
+    values: Arena,
+    /// Panels of a head.
+    panels: usize,
+}
+
+impl Cache {
+    /// Room for so many positions.
+    pub(crate) fn new(shape: CacheShape, positions: usize) -> Self {
+        let panels = positions.div_ceil(PANEL_ROWS);
+        let rows = shape.heads * panels * PANEL_ROWS;
+        let padded = (shape.values / shape.heads.max(1)).next_multiple_of(PANEL_ROWS);
+        Self { shape, keys: Arena::new(PANEL_ROWS, shape.keys * panels), values: Arena::new(padded, rows), panels }
+    }
+
+    /// Channels of a head of keys.
+    fn width(&self) -> usize {
+        self.shape.keys / self.shape.heads
+    }
+
+    /// What it is for.
+    pub(crate) fn shape(&self) -> CacheShape {
+        self.shape
+    }
+
+    /// Takes the key and the value of a position.
+    ///
+    /// # Safety
+    /// Nothing else may read or write those of this position meanwhile.
+    pub(crate) unsafe fn remember(&self, position: usize, k: &[f32], v: &[f32]) {
+        let (panel, lane) = (position / PANEL_ROWS, position % PANEL_ROWS);
+        let at = Place { base: 0, stride: PANEL_ROWS, col: lane, width: 1 };
+        for (h, k) in k.chunks_exact(self.width()).enumerate() {
+            let first = (h * self.panels + panel) * k.len();
+            for (d, k) in k.iter().enumerate() {
+                // SAFETY: the caller's promise.
+                unsafe { self.keys.row_mut(at, first + d)[0] = *k }
+            }
+        }
+        for (h, v) in v.chunks_exact(self.shape.values / self.shape.heads).enumerate() {
+            let at = Place { width: v.len(), ..self.value() };
+            // SAFETY: the caller's promise.
+            unsafe { self.values.row_mut(at, h * self.panels * PANEL_ROWS + position) }.copy_from_slice(v);
+        }
+    }
+
+    /// A head's values of one position, and padding.
+    fn value(&self) -> Place {
+        let padded = (self.shape.values / self.shape.heads).next_multiple_of(PANEL_ROWS);
+        Place { base: 0, stride: padded, col: 0, width: padded }
+    }
+
+    /// The keys of a head in some panels.
+    ///
+    /// # Safety
+    /// Nothing may write them while they are read.
+    pub(crate) unsafe fn keys(&self, head: usize, panels: Range<usize>) -> Stacked<'_> {
+        let (width, first) = (self.width(), head * self.panels);
+        let at = Place { base: 0, stride: PANEL_ROWS, col: 0, width: PANEL_ROWS };
+        // SAFETY: the caller's promise.
+        let data = unsafe { self.keys.rows(at, (first + panels.start) * width..(first + panels.end) * width) };
+        Stacked { data, panels: panels.len(), depth: width, panel_step: width * PANEL_ROWS, step: PANEL_ROWS }
+    }
+
+    /// The values of a head at some positions, channels in panels.
+    ///
+    /// # Safety
+    /// As [`Cache::keys`].
+    pub(crate) unsafe fn values(&self, head: usize, positions: Range<usize>) -> Stacked<'_> {
+        let (at, first, depth) = (self.value(), head * self.panels * PANEL_ROWS, positions.len());
+        // SAFETY: the caller's promise.
+        let data = unsafe { self.values.rows(at, first + positions.start..first + positions.end) };
+        Stacked { data, panels: at.width / PANEL_ROWS, depth, panel_step: PANEL_ROWS, step: at.width }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_remembered_is_where_products_look() {
+        let (heads, width, out) = (2, 3, 5);
+        let cache = Cache::new(CacheShape { heads, keys: heads * width, values: heads * out }, 40);
+        let key = |position: usize, channel: usize| (100 * position + channel) as f32;
+        for position in (0..37).rev() {
+            let k: Vec<f32> = (0..heads * width).map(|c| key(position, c)).collect();
+            let v: Vec<f32> = (0..heads * out).map(|c| -key(position, c)).collect();
+            // SAFETY: there is one thread.
+            unsafe { cache.remember(position, &k, &v) };
+        }
+        for h in 0..heads {
+            // SAFETY: as above.
+            let (keys, values) = unsafe { (cache.keys(h, 1..3), cache.values(h, 16..37)) };
+            assert_eq!((keys.panels, keys.depth, values.panels, values.depth), (2, width, 1, 21));
+            for position in 16..37 {
+                let at = (position / 16 - 1) * keys.panel_step + position % 16;
+                for d in 0..width {
+                    assert_eq!(keys.data[at + d * keys.step], key(position, h * width + d));
+                }
+                for c in 0..out {
+                    assert_eq!(values.data[(position - 16) * values.step + c], -key(position, h * out + c));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Products of rows of numbers with panels of numbers: the two products of attention.
+
+use super::Simd;
+use crate::kernels::attention::{Lines, Stacked};
+use awqc_ir::panels::PANEL_ROWS;
+
+/// `out[r][16 p + i] = factor · Σ_k a[r][k] · b[p][k][i]`, added in the order of `k` with fused multiply-adds; lines of
+/// `out` are `16 panels` numbers long.
+///
+/// # Safety
+/// As [`Simd`]. `a` has `rows` lines of `b.depth` numbers, `out` room for as many of all panels.
+#[inline(always)]
+pub(crate) unsafe fn times_panels<S: Simd>(rows: usize, a: Lines<'_>, b: &Stacked<'_>, factor: f32, out: &mut [f32]) {
+    // A panel is `each` registers, one or two; a tile takes as many panels as there are registers for.
+    let each = PANEL_ROWS / S::ROWS;
+    let mut panel = 0;
+    while panel < b.panels {
+        let left = b.panels - panel;
+        // SAFETY: the caller's promise; the panels of each call are those of `b`.
+        unsafe {
+            let done = match each {
+                1 if left >= 4 => columns::<S, 4>(rows, a, b, panel, factor, out),
+                1 if left >= 2 => columns::<S, 2>(rows, a, b, panel, factor, out),
+                1 => columns::<S, 1>(rows, a, b, panel, factor, out),
+                _ => columns::<S, 2>(rows, a, b, panel, factor, out),
+            };
+            panel += done / each;
+        }
+    }
+}
+
+/// `V` registers of every row, from panel `panel` on; returns `V`.
+///
+/// # Safety
+/// As [`times_panels`], and there are so many panels.
+#[inline(always)]
+unsafe fn columns<S: Simd, const V: usize>(
+    rows: usize,
+    a: Lines<'_>,
+    b: &Stacked<'_>,
+    panel: usize,
+    factor: f32,
+    out: &mut [f32],
+) -> usize {
+    let mut row = 0;
+    while row < rows {
+        // SAFETY: the caller's promise.
+        unsafe {
+            row += match rows - row {
+                6.. => tile::<S, 6, V>(row, a, b, panel, factor, out),
+                4 | 5 => tile::<S, 4, V>(row, a, b, panel, factor, out),
+                2 | 3 => tile::<S, 2, V>(row, a, b, panel, factor, out),
+                _ => tile::<S, 1, V>(row, a, b, panel, factor, out),
+            };
+        }
+    }
+    V
+}
+
+/// `R` rows of them; returns `R`.
+///
+/// # Safety
+/// As [`columns`], and there are so many rows.
+#[inline(always)]
+unsafe fn tile<S: Simd, const R: usize, const V: usize>(
+    row: usize,
+    a: Lines<'_>,
+    b: &Stacked<'_>,
+    panel: usize,
+    factor: f32,
+    out: &mut [f32],
+) -> usize {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut lines = [a.data.as_ptr(); R];
+        for (r, line) in lines.iter_mut().enumerate() {
+            *line = line.add(a.at(row + r));
+        }
+        let mut from = [b.data.as_ptr(); V];
+        for (v, from) in from.iter_mut().enumerate() {
+            let column = v * S::ROWS;
+            *from = from.add((panel + column / PANEL_ROWS) * b.panel_step + column % PANEL_ROWS);
+        }
+        let mut sums = [[S::splat(0.0); V]; R];
+        for k in 0..b.depth {
+            let mut part = [S::splat(0.0); V];
+            for (part, from) in part.iter_mut().zip(from) {
+                *part = S::load_floats(from.add(k * b.step));
+            }
+            for (sums, line) in sums.iter_mut().zip(lines) {
+                let x = S::splat(*line.add(k));
+                for (sum, part) in sums.iter_mut().zip(part) {
+                    *sum = S::mul_add(x, part, *sum);
+                }
+            }
+        }
+        let factor = S::splat(factor);
+        for (r, sums) in sums.into_iter().enumerate() {
+            let to = out.as_mut_ptr().add((row + r) * b.panels * PANEL_ROWS + panel * PANEL_ROWS);
+            for (v, sum) in sums.into_iter().enumerate() {
+                S::store_floats(to.add(v * S::ROWS), S::mul_add(sum, factor, S::splat(0.0)));
+            }
+        }
+    }
+    R
+}
