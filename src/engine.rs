@@ -259,6 +259,7 @@ impl From<CpuError> for Failure {
                 let have: Vec<&str> = Isa::available().iter().map(|i| i.name()).collect();
                 Self::new(Exit::Unsupported, error).help(format!("it has {}", have.join(", ")))
             }
+            CpuError::Memory { .. } => Self::new(Exit::Memory, error).help("ask for less room with --ctx"),
             CpuError::Bf16(_) => Self::new(Exit::Usage, error).help("leave out --act, or --isa"),
             CpuError::Context { .. } => {
                 Self::new(Exit::Usage, error).help("make room with --ctx, or give a shorter prompt")

@@ -304,6 +304,17 @@ fn a_cpu_artefact_runs_on_packed_weights() {
     let done = awqc(&["eval", &out, "--ids", &ids, "--ctx", "3"]);
     assert_eq!(done.code, 2, "{}", done.err);
     assert!(done.err.contains("there is room for 3"), "{}", done.err);
+    // Nothing is begun that cannot be done.
+    for (more, code, says) in [
+        (&["bench", &out, "-p", "0", "-n", "0"][..], 2, "measure nothing"),
+        (&["bench", &out, "--isa", "scalar", "--act", "bf16"], 2, "made with amx, not with scalar"),
+        (&["bench", "kernels", "--isa", "scalar", "--act", "bf16"], 2, "made with amx, not with scalar"),
+        (&["eval", &out, "--ids", &ids, "--ctx", "4611686018427387904"], 6, "there is no memory for the keys"),
+    ] {
+        let done = awqc(more);
+        assert_eq!(done.code, code, "{}", done.err);
+        assert!(done.err.contains(says), "{}", done.err);
+    }
     // What is asked of kernels that do not run the model is no wish to pass over.
     let done = awqc(&["eval", &model, "--ids", &ids, "--act", "f32"]);
     assert_eq!(done.code, 2, "{}", done.err);

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use awqc_cpu::{Activations, Isa};
+use awqc_cpu::{Activations, CpuError, Isa};
 use awqc_ir::{Group, Quant};
 use serde_json::json;
 
@@ -59,7 +59,11 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
         return Err(Failure::new(Exit::Usage, "--repetitions 0 measures nothing"));
     }
     let output = if args.json { Output::Json } else { args.output };
-    if args.model.as_os_str() == "kernels" && !args.model.exists() {
+    let kernels_only = args.model.as_os_str() == "kernels" && !args.model.exists();
+    if args.prompt == 0 && args.generate == 0 && !kernels_only {
+        return Err(Failure::new(Exit::Usage, "--prompt 0 and --generate 0 together measure nothing"));
+    }
+    if kernels_only {
         return kernels(context, args, output);
     }
     let begin = Instant::now();
@@ -151,11 +155,20 @@ fn kernels(context: &Context, args: &Args, output: Output) -> Result<(), Failure
     }
     let isas: Vec<Isa> = match args.engine.isa {
         Some(isa) if !isa.is_available() => {
-            return Err(Failure::new(Exit::Unsupported, format!("this machine has no {isa}")));
+            return Err(CpuError::Feature(isa.name()).into());
+        }
+        Some(isa) if !args.engine.act.is_none_or(|act| act.works_with(isa)) => {
+            return Err(CpuError::Bf16(isa.name()).into());
         }
         Some(isa) => vec![isa],
-        None => Isa::available().into_iter().filter(|isa| *isa != Isa::Scalar).collect(),
+        None => {
+            let fits = |isa: &Isa| *isa != Isa::Scalar && args.engine.act.is_none_or(|act| act.works_with(*isa));
+            Isa::available().into_iter().filter(fits).collect()
+        }
     };
+    if isas.is_empty() {
+        return Err(CpuError::Feature(Isa::Amx.name()).into());
+    }
     let mut rows = Vec::new();
     for shape in SHAPES {
         for tokens in [1, 8, 32, 512] {

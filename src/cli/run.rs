@@ -81,8 +81,17 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
         sampling: Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p },
         seed: args.seed,
     };
+    let needed = ids.len() + args.max_tokens;
+    if let Some(room) = args.engine.ctx.filter(|room| *room < needed) {
+        let (prompt, new) = (ids.len(), args.max_tokens);
+        return Err(Failure::new(
+            Exit::Usage,
+            format!("--ctx {room}: {prompt} tokens of prompt and {new} new ones need {needed} positions"),
+        )
+        .help("make more room, or lower --max-tokens"));
+    }
     let pixels = images.map(|images| pixels(&model, &images, &args.image)).transpose()?;
-    let mut engine = engine(&model, &args.engine, ids.len() + args.max_tokens, context.threads)?;
+    let mut engine = engine(&model, &args.engine, needed, context.threads)?;
     if let Some(pixels) = pixels {
         engine.see(pixels)?;
     }

@@ -1,6 +1,9 @@
 //! The activations of a forward pass: one allocation, cut into slots that values share once they are dead.
 
+use std::alloc::{Layout, alloc_zeroed};
 use std::cell::UnsafeCell;
+
+use crate::CpuError;
 
 /// Where a value lives: `width` columns of a slot whose rows have `stride`. A part of a split is such a window, so
 /// splitting costs nothing.
@@ -27,12 +30,27 @@ pub(crate) struct Arena {
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    /// Room for `columns` columns of `capacity` rows.
-    pub(crate) fn new(columns: usize, capacity: usize) -> Self {
-        // Zeros of the system: what is never used takes no memory.
-        let zeros: *mut [f32] = Box::into_raw(vec![0.0f32; columns * capacity].into_boxed_slice());
-        // SAFETY: the cells have the layout of what they hold, and the box is taken apart for this.
-        Self { cells: unsafe { Box::from_raw(zeros as *mut [UnsafeCell<f32>]) }, capacity }
+    /// Room for `columns` columns of `capacity` rows, for `what`. Rows that are never used take no memory.
+    ///
+    /// # Errors
+    /// When the system has not so much memory.
+    pub(crate) fn new(what: &'static str, columns: usize, capacity: usize) -> Result<Self, CpuError> {
+        let cells = columns.saturating_mul(capacity);
+        let none = || CpuError::Memory { what, bytes: cells.saturating_mul(size_of::<f32>()) };
+        let layout = Layout::array::<UnsafeCell<f32>>(cells).map_err(|_| none())?;
+        if layout.size() == 0 {
+            return Ok(Self { cells: Box::default(), capacity });
+        }
+        // SAFETY: the layout has a size. Zero bytes are a number, cells have the layout of what they hold, and the box
+        // gives the memory back with the layout that it was taken with.
+        let cells = unsafe {
+            let start = alloc_zeroed(layout).cast::<UnsafeCell<f32>>();
+            if start.is_null() {
+                return Err(none());
+            }
+            Box::from_raw(std::ptr::slice_from_raw_parts_mut(start, cells))
+        };
+        Ok(Self { cells, capacity })
     }
 
     pub(crate) fn capacity(&self) -> usize {

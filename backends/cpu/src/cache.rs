@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use awqc_ir::panels::PANEL_ROWS;
 
+use crate::CpuError;
 use crate::arena::{Arena, Place};
 use crate::kernels::Stacked;
 
@@ -20,6 +21,23 @@ pub(crate) struct CacheShape {
     pub(crate) keys: usize,
     /// Channels of all values of a position.
     pub(crate) values: usize,
+}
+
+impl CacheShape {
+    /// Channels of a head of keys.
+    fn width(&self) -> usize {
+        self.keys / self.heads.max(1)
+    }
+
+    /// Channels of a head of values.
+    fn out(&self) -> usize {
+        self.values / self.heads.max(1)
+    }
+
+    /// The same with padding.
+    fn padded(&self) -> usize {
+        self.out().next_multiple_of(PANEL_ROWS)
+    }
 }
 
 /// The keys and values of one attention.
@@ -35,16 +53,15 @@ pub(crate) struct Cache {
 
 impl Cache {
     /// Room for so many positions.
-    pub(crate) fn new(shape: CacheShape, positions: usize) -> Self {
+    ///
+    /// # Errors
+    /// When there is no memory for them.
+    pub(crate) fn new(shape: CacheShape, positions: usize) -> Result<Self, CpuError> {
         let panels = positions.div_ceil(PANEL_ROWS);
-        let rows = shape.heads * panels * PANEL_ROWS;
-        let padded = (shape.values / shape.heads.max(1)).next_multiple_of(PANEL_ROWS);
-        Self { shape, keys: Arena::new(PANEL_ROWS, shape.keys * panels), values: Arena::new(padded, rows), panels }
-    }
-
-    /// Channels of a head of keys.
-    fn width(&self) -> usize {
-        self.shape.keys / self.shape.heads
+        let keys = Arena::new("the keys of all positions", PANEL_ROWS, shape.keys.saturating_mul(panels))?;
+        let rows = shape.heads.saturating_mul(panels.saturating_mul(PANEL_ROWS));
+        let values = Arena::new("the values of all positions", shape.padded(), rows)?;
+        Ok(Self { shape, keys, values, panels })
     }
 
     /// What it is for.
@@ -59,14 +76,14 @@ impl Cache {
     pub(crate) unsafe fn remember(&self, position: usize, k: &[f32], v: &[f32]) {
         let (panel, lane) = (position / PANEL_ROWS, position % PANEL_ROWS);
         let at = Place { base: 0, stride: PANEL_ROWS, col: lane, width: 1 };
-        for (h, k) in k.chunks_exact(self.width()).enumerate() {
+        for (h, k) in k.chunks_exact(self.shape.width()).enumerate() {
             let first = (h * self.panels + panel) * k.len();
             for (d, k) in k.iter().enumerate() {
                 // SAFETY: the caller's promise.
                 unsafe { self.keys.row_mut(at, first + d)[0] = *k }
             }
         }
-        for (h, v) in v.chunks_exact(self.shape.values / self.shape.heads).enumerate() {
+        for (h, v) in v.chunks_exact(self.shape.out()).enumerate() {
             let at = Place { width: v.len(), ..self.value() };
             // SAFETY: the caller's promise.
             unsafe { self.values.row_mut(at, h * self.panels * PANEL_ROWS + position) }.copy_from_slice(v);
@@ -75,8 +92,7 @@ impl Cache {
 
     /// A head's values of one position, and padding.
     fn value(&self) -> Place {
-        let padded = (self.shape.values / self.shape.heads).next_multiple_of(PANEL_ROWS);
-        Place { base: 0, stride: padded, col: 0, width: padded }
+        Place { base: 0, stride: self.shape.padded(), col: 0, width: self.shape.padded() }
     }
 
     /// The keys of a head in some panels.
@@ -84,7 +100,7 @@ impl Cache {
     /// # Safety
     /// Nothing may write them while they are read.
     pub(crate) unsafe fn keys(&self, head: usize, panels: Range<usize>) -> Stacked<'_> {
-        let (width, first) = (self.width(), head * self.panels);
+        let (width, first) = (self.shape.width(), head * self.panels);
         let at = Place { base: 0, stride: PANEL_ROWS, col: 0, width: PANEL_ROWS };
         // SAFETY: the caller's promise.
         let data = unsafe { self.keys.rows(at, (first + panels.start) * width..(first + panels.end) * width) };
@@ -108,9 +124,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn too_many_positions_are_refused() {
+        let shape = CacheShape { heads: 1, keys: 64, values: 64 };
+        let refused = Cache::new(shape, usize::MAX / 2).map(|_| ()).expect_err("no machine has so much").to_string();
+        assert!(refused.contains("no memory for the keys"), "{refused}");
+    }
+
+    #[test]
     fn what_is_remembered_is_where_products_look() {
         let (heads, width, out) = (2, 3, 5);
-        let cache = Cache::new(CacheShape { heads, keys: heads * width, values: heads * out }, 40);
+        let cache = Cache::new(CacheShape { heads, keys: heads * width, values: heads * out }, 40).expect("memory");
         let key = |position: usize, channel: usize| (100 * position + channel) as f32;
         for position in (0..37).rev() {
             let k: Vec<f32> = (0..heads * width).map(|c| key(position, c)).collect();

@@ -42,6 +42,14 @@ pub enum CpuError {
     /// Products in bf16 with another instruction set.
     #[error("products in bf16 are made with amx, not with {0}")]
     Bf16(&'static str),
+    /// Room that the system does not give.
+    #[error("there is no memory for {what}: {bytes} bytes")]
+    Memory {
+        /// What it was for.
+        what: &'static str,
+        /// How much.
+        bytes: usize,
+    },
     /// A pass without tokens.
     #[error("there are no tokens to run")]
     Empty,

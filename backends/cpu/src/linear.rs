@@ -25,6 +25,11 @@ impl Activations {
         if isa == Isa::Amx { Self::Bf16 } else { Self::Int8 }
     }
 
+    /// Whether an instruction set has kernels for them.
+    pub fn works_with(self, isa: Isa) -> bool {
+        self != Self::Bf16 || isa == Isa::Amx
+    }
+
     /// What so many tokens that come together are multiplied as.
     pub fn of(self, tokens: usize) -> Self {
         if self == Self::Bf16 && tokens < MANY { Self::Int8 } else { self }

@@ -87,7 +87,7 @@ impl<'a> Session<'a> {
         if !options.isa.is_available() {
             return Err(CpuError::Feature(options.isa.name()));
         }
-        if options.activations == Activations::Bf16 && options.isa != Isa::Amx {
+        if !options.activations.works_with(options.isa) {
             return Err(CpuError::Bf16(options.isa.name()));
         }
         let Some((last, layers)) = module.regions.split_last() else {
@@ -105,9 +105,9 @@ impl<'a> Session<'a> {
         };
         let pool = Pool::new(options.threads);
         Ok(Self {
-            caches: body.caches.iter().map(|shape| Cache::new(*shape, options.context)).collect(),
-            body: Part::new(body, CHUNK.min(options.context), pool.count()),
-            head: Part::new(head, HEAD_CHUNK.min(options.context), pool.count()),
+            caches: body.caches.iter().map(|shape| Cache::new(*shape, options.context)).collect::<Result<_, _>>()?,
+            body: Part::new(body, CHUNK.min(options.context), pool.count())?,
+            head: Part::new(head, HEAD_CHUNK.min(options.context), pool.count())?,
             pool,
             options,
             past: 0,
@@ -267,18 +267,18 @@ struct Work<'w> {
 }
 
 impl<'a> Part<'a> {
-    fn new(program: Program<'a>, capacity: usize, members: usize) -> Self {
+    fn new(program: Program<'a>, capacity: usize, members: usize) -> Result<Self, CpuError> {
         let tiles = |route: Option<usize>| {
             let count = route.map_or(capacity.div_ceil(TILE), |r| program.routes[r].most_runs(capacity));
             (0..count).map(|_| RwLock::default()).collect()
         };
-        Self {
-            arena: Arena::new(program.columns, capacity),
+        Ok(Self {
+            arena: Arena::new("the activations", program.columns, capacity)?,
             quantized: program.activations.iter().map(|a| tiles(a.route)).collect(),
             routes: program.routes.iter().map(|_| RwLock::default()).collect(),
             scratch: (0..members).map(|_| Mutex::default()).collect(),
             program,
-        }
+        })
     }
 
     /// Runs all stages for `count` tokens.

@@ -1,5 +1,7 @@
 //! The attention stage.
 
+use std::ops::Range;
+
 use awqc_exec::host::attention::Heads;
 use awqc_exec::host::math::simd;
 use awqc_ir::panels::PANEL_ROWS;
@@ -46,14 +48,14 @@ impl Part<'_> {
         }
     }
 
-    /// Some tokens and some heads, which see the same keys.
+    /// Some tokens and the heads `own`, which see the same keys.
     fn block(
         &self,
         work: &Work<'_>,
         attend: &Attend,
         heads: &Heads<'_>,
-        tokens: std::ops::Range<usize>,
-        own: std::ops::Range<usize>,
+        tokens: Range<usize>,
+        own: Range<usize>,
         scratch: &mut Vec<f32>,
     ) {
         let Attend { q, cache, out, .. } = attend;

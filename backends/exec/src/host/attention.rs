@@ -12,7 +12,7 @@ use super::view::{floats, shape_of, tensor};
 use crate::interp::ops::sdpa::{NOT_CAUSAL, batch_differs, score_scale, sees};
 
 /// Query rows of one task: a function of the shape alone, so that results do not depend on the threads.
-pub const ROWS: usize = 32;
+const ROWS: usize = 32;
 
 /// Keys and values of earlier positions, one growing row-major buffer for each sequence.
 #[derive(Debug, Default)]
@@ -106,7 +106,7 @@ pub struct Heads<'a> {
 }
 
 /// Query rows of one head.
-pub struct Rows<'a> {
+pub(super) struct Rows<'a> {
     /// Position of the first row in the sequence.
     pub first: usize,
     /// Number of rows.
@@ -153,7 +153,15 @@ impl<'a> Heads<'a> {
 
     /// Head `h` of some rows over `k`, `[all, key_channels]`, and `v`, `[all, channels]`, into the head's channels of
     /// `out`. `scores` is scratch memory.
-    pub fn attend(&self, h: usize, rows: &Rows<'_>, k: &[f32], v: &[f32], scores: &mut Vec<f32>, out: &mut [f32]) {
+    pub(super) fn attend(
+        &self,
+        h: usize,
+        rows: &Rows<'_>,
+        k: &[f32],
+        v: &[f32],
+        scores: &mut Vec<f32>,
+        out: &mut [f32],
+    ) {
         let all = k.len() / self.key_channels.max(1);
         let kv = h / (self.op.heads / self.op.kv_heads) as usize;
         let Range { start, end } = self.seen(rows.first, rows.count, all);
