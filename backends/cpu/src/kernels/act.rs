@@ -303,7 +303,8 @@ impl Bf16Acts {
         self.tokens.next_multiple_of(Self::LINES)
     }
 
-    pub(crate) fn values(&self) -> &[Line] {
+    /// The numbers, `[blocks, lines]`.
+    pub fn values(&self) -> &[Line] {
         &self.values
     }
 

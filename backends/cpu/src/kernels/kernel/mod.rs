@@ -6,17 +6,16 @@
 
 mod dequantize;
 mod float;
-mod int8;
+pub(crate) mod int8;
 mod panels;
-mod unpack;
+pub(crate) mod unpack;
 
 use std::ops::Range;
 
 pub(crate) use dequantize::dequantize;
 pub(crate) use float::matmul_f32;
-pub(crate) use int8::{ask_ahead, matmul_i8};
+pub(crate) use int8::matmul_i8;
 pub(crate) use panels::times_panels;
-pub(crate) use unpack::unpack;
 
 use crate::kernels::act::TILE;
 use awqc_ir::panels::{PANEL_ROWS, Panels};

@@ -15,7 +15,9 @@ use std::sync::OnceLock;
 
 use super::avx512::{Avx512, Vnni};
 use crate::kernels::act::{Bf16Acts, Line};
-use crate::kernels::kernel::{self, Simd, Weights, unpack};
+use crate::kernels::kernel::int8::ask_ahead;
+use crate::kernels::kernel::unpack::unpack;
+use crate::kernels::kernel::{self, Simd, Weights};
 use crate::kernels::out::OutTile;
 use awqc_ir::panels::{BLOCK, PANEL_ROWS, Panels, QUAD};
 
@@ -204,7 +206,7 @@ unsafe fn decode<const BITS: u32>(shape: &Panels, panel: &[u8], to: &mut [Line])
             let offset = S::offset(zeros);
             for b in blocks {
                 let block = panel.as_ptr().add(shape.block_at(b));
-                kernel::ask_ahead::<S>(block, BITS as usize * QUAD);
+                ask_ahead::<S>(block, BITS as usize * QUAD);
                 let to = to[b * BLOCK_LINES..(b + 1) * BLOCK_LINES].as_chunks_mut::<2>().0;
                 for (codes, [low, high]) in unpack::<S, BITS>(block).into_iter().zip(to) {
                     let first = pair(
