@@ -194,6 +194,8 @@ pub struct Kernel {
     pub tokens: usize,
     /// The instruction set.
     pub isa: &'static str,
+    /// What the activations were rounded to.
+    pub act: &'static str,
     /// Median time in microseconds.
     pub microseconds: f64,
     /// Gigabytes of weights a second.
@@ -265,6 +267,7 @@ pub fn kernel(
         cols,
         tokens,
         isa: isa.name(),
+        act: form.name(),
         microseconds,
         gigabytes_per_second: 1e-3 * bytes.len() as f64 / microseconds,
         gigaops: 2e-3 * (rows * cols * tokens) as f64 / microseconds,

@@ -112,12 +112,8 @@ pub struct EngineArgs {
 }
 
 fn activations(text: &str) -> Result<Activations, String> {
-    match text {
-        "int8" => Ok(Activations::Int8),
-        "bf16" => Ok(Activations::Bf16),
-        "f32" => Ok(Activations::F32),
-        other => Err(format!("`{other}`: int8, bf16 or f32 is needed")),
-    }
+    let found = Activations::ALL.into_iter().find(|act| act.name() == text);
+    found.ok_or_else(|| format!("`{text}`: int8, bf16 or f32 is needed"))
 }
 
 fn pages(text: &str) -> Result<Pages, String> {

@@ -197,13 +197,14 @@ fn kernels(context: &Context, args: &Args, output: Output) -> Result<(), Failure
         }));
     }
     say(&format!("{quant}, {} threads; memory reads {limit:.1} GB/s", context.threads));
-    let header = ["rows", "cols", "tokens", "isa", "µs", "GB/s", "GOP/s"];
+    let header = ["rows", "cols", "tokens", "isa", "act", "µs", "GB/s", "GOP/s"];
     let cells = rows.iter().map(|k| {
         vec![
             k.rows.to_string(),
             k.cols.to_string(),
             k.tokens.to_string(),
             k.isa.to_owned(),
+            k.act.to_owned(),
             format!("{:.0}", k.microseconds),
             format!("{:.1}", k.gigabytes_per_second),
             format!("{:.0}", k.gigaops),

@@ -20,6 +20,18 @@ pub enum Activations {
 }
 
 impl Activations {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Int8, Self::Bf16, Self::F32];
+
+    /// What the command line calls them.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Int8 => "int8",
+            Self::Bf16 => "bf16",
+            Self::F32 => "f32",
+        }
+    }
+
     /// The fastest for an instruction set.
     pub fn fastest(isa: Isa) -> Self {
         if isa == Isa::Amx { Self::Bf16 } else { Self::Int8 }
@@ -67,7 +79,7 @@ impl Operand {
 /// The product of all tokens of some operands, which have one form, with some panels of a weight. `room` is scratch memory.
 ///
 /// # Panics
-/// When the machine lacks `isa`, or a size is not what the shape says.
+/// When the machine lacks `isa`, a size is not what the shape says, or the operands' forms differ.
 pub fn multiply(
     isa: Isa,
     operands: &[&Operand],
@@ -77,21 +89,20 @@ pub fn multiply(
     room: &mut Vec<Line>,
     mut out: OutTile<'_>,
 ) {
-    if operands.first().is_some_and(|x| x.form == Activations::Bf16) {
+    let Some(form) = operands.first().map(|x| x.form) else { return };
+    assert!(operands.iter().all(|x| x.form == form), "operands of several forms");
+    if form == Activations::Bf16 {
         let acts: Vec<&Bf16Acts> = operands.iter().map(|x| &x.bf16).collect();
         return kernels::matmul_bf16(shape, bytes, panels, &acts, room, out);
     }
     for x in operands {
-        let own;
-        match x.form {
-            Activations::F32 => {
-                (own, out) = out.split_tokens(x.float.tokens());
-                kernels::matmul_f32(isa, shape, bytes, panels.clone(), &x.float, own);
-            }
-            Activations::Int8 | Activations::Bf16 => {
-                (own, out) = out.split_tokens(x.int8.tokens());
-                kernels::matmul_i8(isa, shape, bytes, panels.clone(), &x.int8, own);
-            }
+        let (exact, own) = (form == Activations::F32, panels.clone());
+        let (here, rest) = out.split_tokens(if exact { x.float.tokens() } else { x.int8.tokens() });
+        if exact {
+            kernels::matmul_f32(isa, shape, bytes, own, &x.float, here);
+        } else {
+            kernels::matmul_i8(isa, shape, bytes, own, &x.int8, here);
         }
+        out = rest;
     }
 }

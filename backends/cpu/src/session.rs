@@ -190,14 +190,7 @@ impl<'a> Session<'a> {
             let first = i * self.body.arena.capacity();
             self.ids.clear();
             self.ids.extend_from_slice(chunk);
-            let work = Work {
-                ids: &self.ids,
-                past: self.past,
-                count: chunk.len(),
-                length,
-                caches: &self.caches,
-                options: &self.options,
-            };
+            let work = Work { ids: &self.ids, past: self.past, length, caches: &self.caches, options: &self.options };
             self.body.run(&mut self.pool, &work, chunk.len());
             self.past += chunk.len();
             let from = match logits {
@@ -216,8 +209,7 @@ impl<'a> Session<'a> {
                     }
                 }
                 let past = self.past - chunk.len() + start;
-                let work =
-                    Work { ids: &self.ids[start..], past, count, length, caches: &self.caches, options: &self.options };
+                let work = Work { ids: &self.ids[start..], past, length, caches: &self.caches, options: &self.options };
                 self.head.run(&mut self.pool, &work, count);
                 for t in 0..count {
                     // SAFETY: as above.
@@ -258,8 +250,6 @@ struct Work<'w> {
     ids: &'w [i32],
     /// Position of the first token.
     past: usize,
-    /// Tokens of the pass.
-    count: usize,
     /// Length of the sequence when the call is done.
     length: usize,
     caches: &'w [Cache],

@@ -7,6 +7,7 @@
 use crate::kernels::isa::Isa;
 use awqc_exec::host::math::simd;
 use awqc_ir::panels::{BLOCK, Panels};
+use half::bf16;
 
 /// Tokens of a tile; the last one may have fewer.
 pub const TILE: usize = 64;
@@ -287,7 +288,7 @@ impl Bf16Acts {
             for g in 0..shape.groups() {
                 for (b, x) in shape.group_blocks(g).zip(x[shape.group_columns(g)].chunks(BLOCK)) {
                     let to = &mut self.values[b * lines + t].0;
-                    to.iter_mut().zip(x).for_each(|(to, v)| *to = bf16(*v));
+                    to.iter_mut().zip(x).for_each(|(to, v)| *to = bf16::from_f32(*v).to_bits());
                 }
             }
         }
@@ -312,12 +313,4 @@ impl Bf16Acts {
     pub fn serves(&self, shape: &Panels) -> bool {
         self.columns.is_some_and(|c| c.same_columns(shape))
     }
-}
-
-/// The upper half of the nearest number that has a lower half of 0.
-#[inline(always)]
-fn bf16(v: f32) -> u16 {
-    let bits = v.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
-    (if v.is_nan() { bits >> 16 | 0x40 } else { rounded }) as u16
 }

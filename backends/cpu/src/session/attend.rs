@@ -62,7 +62,8 @@ impl Part<'_> {
         let cache = &work.caches[*cache];
         let kv = own.start / (heads.count() / cache.shape().heads).max(1);
         let (rows, first) = (tokens.len() * own.len(), work.past + tokens.start);
-        let seen = heads.seen(first, tokens.len(), work.past + work.count);
+        // Attention is causal here: nothing behind the last row is seen.
+        let seen = heads.seen(first, tokens.len(), first + tokens.len());
         let panels = seen.start / PANEL_ROWS..seen.end.div_ceil(PANEL_ROWS);
         let start = panels.start * PANEL_ROWS;
         // SAFETY: nobody writes the caches or `q` in this stage.

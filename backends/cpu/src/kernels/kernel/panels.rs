@@ -11,6 +11,7 @@ use awqc_ir::panels::PANEL_ROWS;
 /// As [`Simd`]. `a` has `rows` lines of `b.depth` numbers, `out` room for as many of all panels.
 #[inline(always)]
 pub(crate) unsafe fn times_panels<S: Simd>(rows: usize, a: Lines<'_>, b: &Stacked<'_>, factor: f32, out: &mut [f32]) {
+    let product = Product { a, b, factor, out: out.as_mut_ptr() };
     // A panel is `each` registers, one or two; a tile takes as many panels as there are registers for.
     let each = PANEL_ROWS / S::ROWS;
     let mut panel = 0;
@@ -19,88 +20,85 @@ pub(crate) unsafe fn times_panels<S: Simd>(rows: usize, a: Lines<'_>, b: &Stacke
         // SAFETY: the caller's promise; the panels of each call are those of `b`.
         unsafe {
             let done = match each {
-                1 if left >= 4 => columns::<S, 4>(rows, a, b, panel, factor, out),
-                1 if left >= 2 => columns::<S, 2>(rows, a, b, panel, factor, out),
-                1 => columns::<S, 1>(rows, a, b, panel, factor, out),
-                _ => columns::<S, 2>(rows, a, b, panel, factor, out),
+                1 if left >= 4 => product.columns::<S, 4>(rows, panel),
+                1 if left >= 2 => product.columns::<S, 2>(rows, panel),
+                1 => product.columns::<S, 1>(rows, panel),
+                _ => product.columns::<S, 2>(rows, panel),
             };
             panel += done / each;
         }
     }
 }
 
-/// `V` registers of every row, from panel `panel` on; returns `V`.
-///
-/// # Safety
-/// As [`times_panels`], and there are so many panels.
-#[inline(always)]
-unsafe fn columns<S: Simd, const V: usize>(
-    rows: usize,
-    a: Lines<'_>,
-    b: &Stacked<'_>,
-    panel: usize,
+/// What is multiplied, and where it goes.
+struct Product<'a> {
+    a: Lines<'a>,
+    b: &'a Stacked<'a>,
     factor: f32,
-    out: &mut [f32],
-) -> usize {
-    let mut row = 0;
-    while row < rows {
-        // SAFETY: the caller's promise.
-        unsafe {
-            row += match rows - row {
-                6.. => tile::<S, 6, V>(row, a, b, panel, factor, out),
-                4 | 5 => tile::<S, 4, V>(row, a, b, panel, factor, out),
-                2 | 3 => tile::<S, 2, V>(row, a, b, panel, factor, out),
-                _ => tile::<S, 1, V>(row, a, b, panel, factor, out),
-            };
-        }
-    }
-    V
+    out: *mut f32,
 }
 
-/// `R` rows of them; returns `R`.
-///
-/// # Safety
-/// As [`columns`], and there are so many rows.
-#[inline(always)]
-unsafe fn tile<S: Simd, const R: usize, const V: usize>(
-    row: usize,
-    a: Lines<'_>,
-    b: &Stacked<'_>,
-    panel: usize,
-    factor: f32,
-    out: &mut [f32],
-) -> usize {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut lines = [a.data.as_ptr(); R];
-        for (r, line) in lines.iter_mut().enumerate() {
-            *line = line.add(a.at(row + r));
-        }
-        let mut from = [b.data.as_ptr(); V];
-        for (v, from) in from.iter_mut().enumerate() {
-            let column = v * S::ROWS;
-            *from = from.add((panel + column / PANEL_ROWS) * b.panel_step + column % PANEL_ROWS);
-        }
-        let mut sums = [[S::splat(0.0); V]; R];
-        for k in 0..b.depth {
-            let mut part = [S::splat(0.0); V];
-            for (part, from) in part.iter_mut().zip(from) {
-                *part = S::load_floats(from.add(k * b.step));
+impl Product<'_> {
+    /// `V` registers of every row, from panel `panel` on; returns `V`.
+    ///
+    /// # Safety
+    /// As [`times_panels`], and there are so many panels.
+    #[inline(always)]
+    unsafe fn columns<S: Simd, const V: usize>(&self, rows: usize, panel: usize) -> usize {
+        let mut row = 0;
+        while row < rows {
+            // SAFETY: the caller's promise.
+            unsafe {
+                row += match rows - row {
+                    6.. => self.tile::<S, 6, V>(row, panel),
+                    4 | 5 => self.tile::<S, 4, V>(row, panel),
+                    2 | 3 => self.tile::<S, 2, V>(row, panel),
+                    _ => self.tile::<S, 1, V>(row, panel),
+                };
             }
-            for (sums, line) in sums.iter_mut().zip(lines) {
-                let x = S::splat(*line.add(k));
-                for (sum, part) in sums.iter_mut().zip(part) {
-                    *sum = S::mul_add(x, part, *sum);
+        }
+        V
+    }
+
+    /// `R` rows of them; returns `R`.
+    ///
+    /// # Safety
+    /// As [`Product::columns`], and there are so many rows.
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const R: usize, const V: usize>(&self, row: usize, panel: usize) -> usize {
+        let Self { a, b, factor, out } = self;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut lines = [a.data.as_ptr(); R];
+            for (r, line) in lines.iter_mut().enumerate() {
+                *line = line.add(a.at(row + r));
+            }
+            let mut from = [b.data.as_ptr(); V];
+            for (v, from) in from.iter_mut().enumerate() {
+                let column = v * S::ROWS;
+                *from = from.add((panel + column / PANEL_ROWS) * b.panel_step + column % PANEL_ROWS);
+            }
+            let mut sums = [[S::splat(0.0); V]; R];
+            for k in 0..b.depth {
+                let mut part = [S::splat(0.0); V];
+                for (part, from) in part.iter_mut().zip(from) {
+                    *part = S::load_floats(from.add(k * b.step));
+                }
+                for (sums, line) in sums.iter_mut().zip(lines) {
+                    let x = S::splat(*line.add(k));
+                    for (sum, part) in sums.iter_mut().zip(part) {
+                        *sum = S::mul_add(x, part, *sum);
+                    }
+                }
+            }
+            let factor = S::splat(*factor);
+            for (r, sums) in sums.into_iter().enumerate() {
+                let to = out.add((row + r) * b.panels * PANEL_ROWS + panel * PANEL_ROWS);
+                for (v, sum) in sums.into_iter().enumerate() {
+                    S::store_floats(to.add(v * S::ROWS), S::mul_add(sum, factor, S::splat(0.0)));
                 }
             }
         }
-        let factor = S::splat(factor);
-        for (r, sums) in sums.into_iter().enumerate() {
-            let to = out.as_mut_ptr().add((row + r) * b.panels * PANEL_ROWS + panel * PANEL_ROWS);
-            for (v, sum) in sums.into_iter().enumerate() {
-                S::store_floats(to.add(v * S::ROWS), S::mul_add(sum, factor, S::splat(0.0)));
-            }
-        }
+        R
     }
-    R
 }
