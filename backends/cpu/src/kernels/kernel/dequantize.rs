@@ -41,7 +41,7 @@ unsafe fn all<S: Simd, const BITS: u32>(weights: Weights<'_>, out: &mut [f32]) {
                     let at = h * 4 * S::ROWS;
                     // SAFETY: the block is as long as `BITS` says, `quads` holds eight quads of 16 rows.
                     unsafe {
-                        let unpacked = unpack::<S, BITS>(block.as_ptr().add(at));
+                        let unpacked = unpack::<S, BITS>(block.as_ptr().add(at), &[]);
                         for (q, quad) in unpacked.into_iter().enumerate() {
                             S::store(quads.as_mut_ptr().add(q * QUAD + at), quad);
                         }

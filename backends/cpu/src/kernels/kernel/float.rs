@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use super::int8::ask;
 use super::unpack::unpack;
 use super::{Simd, Sums, Weights, grid};
 use crate::kernels::act::FloatActs;
@@ -92,7 +93,7 @@ unsafe fn one<S: Simd, const BITS: u32>(shape: &Panels, panel: &[u8], x: &[f32],
             for b in shape.group_blocks(g) {
                 let (at, x) = (panel.add(shape.block_at(b)), x.as_ptr().add(b * BLOCK));
                 for h in 0..parts {
-                    let quads = unpack::<S, BITS>(at.add(h * 4 * S::ROWS));
+                    let quads = unpack::<S, BITS>(at.add(h * 4 * S::ROWS), ask::<S>(h));
                     let ([mut even, mut odd], offset) = (sums[h], grids[h].1);
                     for (p, quad) in quads.into_iter().enumerate() {
                         let x = x.add(4 * p);
@@ -206,7 +207,7 @@ unsafe fn decode<S: Simd, const BITS: u32, const V: usize>(
     unsafe {
         let offset = S::offset(grid::<S>(shape, panel, g, row).1);
         for (i, b) in blocks.enumerate() {
-            let quads = unpack::<S, BITS>(panel.add(shape.block_at(b) + 4 * row));
+            let quads = unpack::<S, BITS>(panel.add(shape.block_at(b) + 4 * row), &[]);
             for (p, quad) in quads.into_iter().enumerate() {
                 let to = to.add((i * BLOCK + 4 * p) * V * COLUMN);
                 S::store_floats(to, S::centered::<0>(quad, offset));

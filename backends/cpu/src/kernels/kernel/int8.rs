@@ -83,9 +83,21 @@ unsafe fn all<S: Simd, const BITS: u32>(weights: Weights<'_>, acts: &Acts, mut o
     }
 }
 
-/// How far ahead of their use weights are asked for, in bytes. The processor does so by itself, but less far and not
-/// across pages; a panel ends where the next begins, so most of what is asked for is used.
+/// How far ahead of their use the weights of many tokens are asked for, in bytes. The processor does so by itself, but
+/// less far and not across pages; a panel ends where the next begins, so most of what is asked for is used.
 const AHEAD: usize = 1024;
+
+/// The same for one token, which waits for nothing else. Each line is asked for several times, always nearer to its use:
+/// a core that waits for as many lines as it can passes over further requests.
+const ASK: [usize; 6] = [4096, 3072, 2048, 1024, 512, 256];
+
+/// How far ahead of part `h` of a line, of which a register holds `4 ROWS` bytes, lines are asked for.
+#[inline(always)]
+pub(crate) fn ask<S: Simd>(h: usize) -> &'static [usize] {
+    // Each part of a line asks a few times.
+    let each = (ASK.len() * S::ROWS).div_ceil(PANEL_ROWS);
+    &ASK[(h * each).min(ASK.len())..((h + 1) * each).min(ASK.len())]
+}
 
 /// Bytes of a header that a group takes.
 const HEADER_SHARE: usize = 3 * PANEL_ROWS;
@@ -162,10 +174,10 @@ impl<S: Simd> Copy for Quads<S> {}
 /// # Safety
 /// As [`unpack`].
 #[inline(always)]
-unsafe fn quads<S: Simd, const BITS: u32>(block: *const u8) -> Quads<S> {
+unsafe fn quads<S: Simd, const BITS: u32>(block: *const u8, ahead: &[usize]) -> Quads<S> {
     // SAFETY: the caller's promise.
     unsafe {
-        let codes = unpack::<S, BITS>(block);
+        let codes = unpack::<S, BITS>(block, ahead);
         let mut quads = Quads { low: codes, high: codes };
         if BITS == 8 && !S::WIDE {
             for (p, codes) in codes.into_iter().enumerate() {
@@ -199,9 +211,8 @@ unsafe fn one<S: Simd, const BITS: u32, const U: usize>(
                 let scale = S::splat(*tile.scales.get_unchecked(b));
                 for (w, sums) in panels.iter().zip(&mut sums) {
                     let at = w.panel.add(block);
-                    ask_ahead::<S>(at, BITS as usize * QUAD);
                     for (h, sum) in sums[..parts].iter_mut().enumerate() {
-                        let quads = quads::<S, BITS>(at.add(h * 4 * S::ROWS));
+                        let quads = quads::<S, BITS>(at.add(h * 4 * S::ROWS), ask::<S>(h));
                         *sum = S::mul_add(dot::<S, BITS>(&quads, x), scale, *sum);
                     }
                 }
@@ -209,7 +220,7 @@ unsafe fn one<S: Simd, const BITS: u32, const U: usize>(
             }
             let x_sum = S::splat(*tile.sums.get_unchecked(g));
             for (u, w) in panels.iter().enumerate() {
-                // The next panel's header is not ahead of any block: a group's share of it.
+                // The header is read beside the codes: a group's share of it.
                 ask_ahead::<S>(w.panel.wrapping_add(g * HEADER_SHARE), 1);
                 for h in 0..parts {
                     let (scales, zeros) = grid::<S>(shape, w.panel, g, h * S::ROWS);
@@ -247,11 +258,11 @@ unsafe fn many<S: Simd, const BITS: u32, const U: usize>(w: &PanelAt<'_>, tile: 
                 }
                 for b in blocks.clone() {
                     let at = w.panel.add(w.shape.block_at(b) + 4 * row);
-                    let mut quads = [quads::<S, BITS>(at); U];
+                    let mut quads = [quads::<S, BITS>(at, &[]); U];
                     for (u, quads) in quads.iter_mut().enumerate() {
                         let at = at.add(u * w.shape.panel_bytes());
                         ask_ahead::<S>(at, BITS as usize * QUAD);
-                        *quads = self::quads::<S, BITS>(at);
+                        *quads = self::quads::<S, BITS>(at, &[]);
                         if S::TOKENS == 2 {
                             *quads = Quads { low: S::paired(quads.low), high: S::paired(quads.high) };
                         }

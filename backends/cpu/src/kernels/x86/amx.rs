@@ -208,7 +208,7 @@ unsafe fn decode<const BITS: u32>(shape: &Panels, panel: &[u8], to: &mut [Line])
                 let block = panel.as_ptr().add(shape.block_at(b));
                 ask_ahead::<S>(block, BITS as usize * QUAD);
                 let to = to[b * BLOCK_LINES..(b + 1) * BLOCK_LINES].as_chunks_mut::<2>().0;
-                for (codes, [low, high]) in unpack::<S, BITS>(block).into_iter().zip(to) {
+                for (codes, [low, high]) in unpack::<S, BITS>(block, &[]).into_iter().zip(to) {
                     let first = pair(
                         _mm512_mul_ps(S::centered::<0>(codes, offset), scales),
                         _mm512_mul_ps(S::centered::<1>(codes, offset), scales),
