@@ -1,7 +1,7 @@
 //! What runs a model: packed weights by the CPU's kernels, kernels for a device by the device, everything else by the
 //! reference executor.
 
-use awqc_cpu::{Activations, CpuError, Isa, Options, Pages};
+use awqc_cpu::{Activations, CacheNumbers, CpuError, Isa, Options, Pages};
 use awqc_exec::{Host, Logits, Session};
 use awqc_ir::verify::verify;
 use awqc_ir::{Layout, WeightExpr};
@@ -103,6 +103,9 @@ pub struct EngineArgs {
     /// which loads faster and is shared between processes.
     #[arg(long, value_name = "huge|map", value_parser = pages)]
     pub pages: Option<Pages>,
+    /// What keys and values of earlier positions are kept as: f16, which is the default, or f32, which is that of --act f32.
+    #[arg(long, value_name = "f16|f32", value_parser = cache)]
+    pub kv: Option<CacheNumbers>,
     /// The instruction set of the packed kernels; the best that the machine and the model's target have if not given.
     #[arg(long, value_name = "ISA")]
     pub isa: Option<Isa>,
@@ -114,6 +117,11 @@ pub struct EngineArgs {
 fn activations(text: &str) -> Result<Activations, String> {
     let found = Activations::ALL.into_iter().find(|act| act.name() == text);
     found.ok_or_else(|| format!("`{text}`: int8, bf16 or f32 is needed"))
+}
+
+fn cache(text: &str) -> Result<CacheNumbers, String> {
+    let found = CacheNumbers::ALL.into_iter().find(|numbers| numbers.name() == text);
+    found.ok_or_else(|| format!("`{text}`: f16 or f32 is needed"))
 }
 
 fn pages(text: &str) -> Result<Pages, String> {
@@ -135,6 +143,7 @@ impl EngineArgs {
             ("--ctx", self.ctx.is_some()),
             ("--act", self.act.is_some()),
             ("--pages", self.pages.is_some()),
+            ("--kv", self.kv.is_some()),
             ("--isa", self.isa.is_some()),
         ];
         match given.into_iter().find(|(_, given)| *given) {
@@ -167,7 +176,12 @@ pub fn on_device(model: &Model, args: &EngineArgs) -> bool {
 /// # Errors
 /// When there is no device that can run it, or something is asked for that only processors have.
 pub fn device(model: &Model, args: &EngineArgs, context: usize) -> Result<awqc_cuda::Session, Failure> {
-    let given = [("--act", args.act.is_some()), ("--pages", args.pages.is_some()), ("--isa", args.isa.is_some())];
+    let given = [
+        ("--act", args.act.is_some()),
+        ("--pages", args.pages.is_some()),
+        ("--kv", args.kv.is_some()),
+        ("--isa", args.isa.is_some()),
+    ];
     if let Some((flag, _)) = given.into_iter().find(|(_, given)| *given) {
         return Err(Failure::new(Exit::Usage, format!("{flag} is for models that run on the processor"))
             .help("leave it out, or compile the model for a CPU target: --target cpu-native"));
@@ -232,12 +246,15 @@ pub fn cpu<'m>(
         }
         (None, None) => Isa::detect(),
     };
+    let activations = args.act.unwrap_or(Activations::fastest(isa));
+    let exact = if activations == Activations::F32 { CacheNumbers::F32 } else { CacheNumbers::F16 };
     let options = Options {
         context: args.ctx.unwrap_or(context),
         threads,
         isa,
-        activations: args.act.unwrap_or(Activations::fastest(isa)),
+        activations,
         pages: args.pages.unwrap_or_default(),
+        cache: args.kv.unwrap_or(exact),
     };
     let session = awqc_cpu::Session::new(module, model.source.as_ref(), options)?;
     if !session.has_packed_weights() {

@@ -1,6 +1,6 @@
 //! The packed back end computes what the reference executor computes: float models of every family, and compiled ones.
 
-use awqc::cpu::{Activations, CpuError, Isa, Options, Pages, Session};
+use awqc::cpu::{Activations, CacheNumbers, CpuError, Isa, Options, Pages, Session};
 use awqc::exec::Logits;
 use awqc::generate::session;
 use awqc::ir::verify::verify;
@@ -11,7 +11,20 @@ use crate::cli::{awqc, path, scratch};
 use crate::models::{Expected, folders, largest_difference, name};
 
 fn options(threads: usize) -> Options {
-    Options { context: 64, threads, isa: Isa::detect(), activations: Activations::F32, pages: Pages::Map }
+    Options {
+        context: 64,
+        threads,
+        isa: Isa::detect(),
+        activations: Activations::F32,
+        pages: Pages::Map,
+        cache: CacheNumbers::F32,
+    }
+}
+
+/// The norm of the difference over the norm.
+fn relative_error(found: &[f32], exact: &[f32]) -> f64 {
+    let squares: f64 = found.iter().zip(exact).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    (squares / exact.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>()).sqrt()
 }
 
 /// The first op of a module that this back end refuses.
@@ -75,6 +88,65 @@ fn too_long_a_sequence_and_unknown_tokens_are_refused_beforehand() {
     cpu.forward(&[1; 64], Logits::Last).expect("just fits");
 }
 
+/// What a model predicts for `ids`, the last `alone` of them one by one.
+fn logits_of(model: &Model, ids: &[i32], alone: usize, options: Options) -> Vec<f32> {
+    let module = verify(&model.module).expect("a valid module");
+    let mut cpu = Session::new(module, model.source.as_ref(), options).expect("a session");
+    let (first, rest) = ids.split_at(ids.len() - alone);
+    let mut all = cpu.forward(first, Logits::All).expect("logits").data;
+    for id in rest {
+        all.extend(cpu.forward(&[*id], Logits::All).expect("logits").data);
+    }
+    all
+}
+
+/// Attention takes keys in pieces, some of which a window hides.
+#[test]
+fn sequences_of_several_pieces_compute_the_same() {
+    let ids: Vec<i32> = (0..300).map(|i| i * 7 % 97).collect();
+    for name in ["llama", "mistral", "gemma2", "falcon-alibi"] {
+        let folder = folders().into_iter().find(|f| f.ends_with(name)).expect("a golden");
+        let model = Model::open(&folder).expect("a model");
+        let mut reference = session(&model).expect("a session");
+        let want = reference.forward(&ids, Logits::All).expect("logits").data;
+        for (cache, allowed) in [(CacheNumbers::F32, 0.0..1e-5), (CacheNumbers::F16, 1e-6..5e-3)] {
+            for (threads, alone) in [(1, 0), (2, 0), (1, 180), (3, 180)] {
+                let options = Options { context: 300, cache, ..options(threads) };
+                let error = relative_error(&logits_of(&model, &ids, alone, options), &want);
+                assert!(allowed.contains(&error), "{name}, {cache:?}, {threads} threads, {alone} alone: {error}");
+            }
+        }
+    }
+}
+
+/// With packed weights a token gets the same bits alone or among others, with any threads and instruction set.
+#[test]
+fn pieces_are_joined_alike_in_a_prompt_and_behind_it() {
+    let ids: Vec<i32> = (0..300).map(|i| i * 7 % 97).collect();
+    for name in ["llama", "gemma2"] {
+        let folder = folders().into_iter().find(|f| f.ends_with(name)).expect("a golden");
+        let dir = scratch();
+        let (from, out) = (folder.display().to_string(), path(&dir, "out"));
+        let made =
+            awqc(&["compile", &from, "--method", "rtn", "--target", "cpu-native", "--group", "16", "-o", &out, "-q"]);
+        assert_eq!(made.code, 0, "{}", made.err);
+        let model = Model::open(out.as_ref()).expect("what was compiled");
+        for cache in CacheNumbers::ALL {
+            let logits = |threads, alone, isa| {
+                let options = Options { context: 300, cache, isa, activations: Activations::Int8, ..options(threads) };
+                logits_of(&model, &ids, alone, options)
+            };
+            let want = logits(1, 0, Isa::detect());
+            for (threads, alone) in [(3, 0), (1, 180), (2, 180), (3, 40)] {
+                assert!(logits(threads, alone, Isa::detect()) == want, "{name}, {cache:?}: {threads}, {alone} alone");
+            }
+            for isa in Isa::available() {
+                assert!(logits(2, 20, isa) == want, "{name}, {cache:?}, {isa}");
+            }
+        }
+    }
+}
+
 /// A token reads all of a model's matrices but the embedding's, and of experts those that it goes to.
 #[test]
 fn a_token_reads_the_experts_that_it_goes_to() {
@@ -112,10 +184,7 @@ fn prompts_in_bf16_predict_what_exact_ones_do() {
     };
     let ids: Vec<i32> = (0..60).map(|i| i * 7 % 97).collect();
     let exact = logits(Activations::F32, &ids);
-    let [bf16, int8] = [Activations::Bf16, Activations::Int8].map(|form| {
-        let squares = logits(form, &ids).iter().zip(&exact).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
-        (squares / exact.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>()).sqrt()
-    });
+    let [bf16, int8] = [Activations::Bf16, Activations::Int8].map(|form| relative_error(&logits(form, &ids), &exact));
     assert!(0.0 < bf16 && bf16 < int8 && int8 < 0.1, "relative errors {bf16} and {int8}");
     assert_eq!(logits(Activations::Bf16, &ids[..15]), logits(Activations::Int8, &ids[..15]));
 }

@@ -3,6 +3,8 @@
 use std::alloc::{Layout, alloc_zeroed};
 use std::cell::UnsafeCell;
 
+use half::f16;
+
 use crate::CpuError;
 
 /// Where a value lives: `width` columns of a slot whose rows have `stride`. A part of a split is such a window, so
@@ -19,32 +21,38 @@ pub(crate) struct Place {
     pub(crate) width: usize,
 }
 
-/// Slots of `capacity` rows each, one row a token.
-pub(crate) struct Arena {
-    cells: Box<[UnsafeCell<f32>]>,
+/// What an arena may hold: numbers of which zero bytes are one.
+pub(crate) trait Number: Copy + Send {}
+
+impl Number for f32 {}
+impl Number for f16 {}
+
+/// Slots of `capacity` rows each, one row a token, of numbers `T`.
+pub(crate) struct Arena<T = f32> {
+    cells: Box<[UnsafeCell<T>]>,
     capacity: usize,
 }
 
 // SAFETY: the only access from several threads is through the unsafe functions below, whose callers promise that no
 // element is written by one thread while another reads or writes it.
-unsafe impl Sync for Arena {}
+unsafe impl<T: Number> Sync for Arena<T> {}
 
-impl Arena {
+impl<T: Number> Arena<T> {
     /// Room for `columns` columns of `capacity` rows, for `what`. Rows that are never used take no memory.
     ///
     /// # Errors
     /// When the system has not so much memory.
     pub(crate) fn new(what: &'static str, columns: usize, capacity: usize) -> Result<Self, CpuError> {
         let cells = columns.saturating_mul(capacity);
-        let none = || CpuError::Memory { what, bytes: cells.saturating_mul(size_of::<f32>()) };
-        let layout = Layout::array::<UnsafeCell<f32>>(cells).map_err(|_| none())?;
+        let none = || CpuError::Memory { what, bytes: cells.saturating_mul(size_of::<T>()) };
+        let layout = Layout::array::<UnsafeCell<T>>(cells).map_err(|_| none())?;
         if layout.size() == 0 {
             return Ok(Self { cells: Box::default(), capacity });
         }
         // SAFETY: the layout has a size. Zero bytes are a number, cells have the layout of what they hold, and the box
         // gives the memory back with the layout that it was taken with.
         let cells = unsafe {
-            let start = alloc_zeroed(layout).cast::<UnsafeCell<f32>>();
+            let start = alloc_zeroed(layout).cast::<UnsafeCell<T>>();
             if start.is_null() {
                 return Err(none());
             }
@@ -57,7 +65,7 @@ impl Arena {
         self.capacity
     }
 
-    fn start(&self, at: Place, row: usize) -> *mut f32 {
+    fn start(&self, at: Place, row: usize) -> *mut T {
         assert!(row < self.capacity && at.col + at.width <= at.stride);
         let first = at.base * self.capacity + row * at.stride + at.col;
         self.cells[first..first + at.width].as_ptr().cast_mut().cast()
@@ -67,7 +75,7 @@ impl Arena {
     ///
     /// # Safety
     /// Nothing may write these elements while the slice lives.
-    pub(crate) unsafe fn row(&self, at: Place, row: usize) -> &[f32] {
+    pub(crate) unsafe fn row(&self, at: Place, row: usize) -> &[T] {
         // SAFETY: `start` checks the bounds; the caller excludes writers.
         unsafe { std::slice::from_raw_parts(self.start(at, row), at.width) }
     }
@@ -77,7 +85,7 @@ impl Arena {
     /// # Safety
     /// Nothing else may read or write these elements while the slice lives.
     #[allow(clippy::mut_from_ref)]
-    pub(crate) unsafe fn row_mut(&self, at: Place, row: usize) -> &mut [f32] {
+    pub(crate) unsafe fn row_mut(&self, at: Place, row: usize) -> &mut [T] {
         // SAFETY: `start` checks the bounds; the caller excludes all others.
         unsafe { std::slice::from_raw_parts_mut(self.start(at, row), at.width) }
     }
@@ -86,7 +94,7 @@ impl Arena {
     ///
     /// # Panics
     /// When the rows are not in the slot.
-    pub(crate) fn pointer(&self, at: Place, rows: std::ops::Range<usize>) -> *mut f32 {
+    pub(crate) fn pointer(&self, at: Place, rows: std::ops::Range<usize>) -> *mut T {
         assert!(rows.end <= self.capacity && rows.start < rows.end);
         self.start(at, rows.end - 1);
         self.start(at, rows.start)
@@ -96,7 +104,7 @@ impl Arena {
     ///
     /// # Safety
     /// Nothing may write these elements while the slice lives.
-    pub(crate) unsafe fn rows(&self, at: Place, rows: std::ops::Range<usize>) -> &[f32] {
+    pub(crate) unsafe fn rows(&self, at: Place, rows: std::ops::Range<usize>) -> &[T] {
         let len = (rows.len() - 1) * at.stride + at.width;
         // SAFETY: `pointer` checks the first and last row; the caller excludes writers.
         unsafe { std::slice::from_raw_parts(self.pointer(at, rows), len) }

@@ -7,10 +7,105 @@
 use std::ops::Range;
 
 use awqc_ir::panels::PANEL_ROWS;
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 
 use crate::CpuError;
-use crate::arena::{Arena, Place};
-use crate::kernels::Stacked;
+use crate::arena::{Arena, Number, Place};
+use crate::kernels::{Numbers, Stacked};
+
+/// What keys and values of earlier positions are kept as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CacheNumbers {
+    /// Rounded to f16: half of the memory, and of what attention reads.
+    #[default]
+    F16,
+    /// As they are.
+    F32,
+}
+
+impl CacheNumbers {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::F16, Self::F32];
+
+    /// What the command line calls them.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::F32 => "f32",
+        }
+    }
+}
+
+/// Rows of numbers in one of the two forms.
+enum Store {
+    F16(Arena<f16>),
+    F32(Arena),
+}
+
+impl Store {
+    fn new(of: CacheNumbers, what: &'static str, columns: usize, rows: usize) -> Result<Self, CpuError> {
+        Ok(match of {
+            CacheNumbers::F16 => Self::F16(Arena::new(what, columns, rows)?),
+            CacheNumbers::F32 => Self::F32(Arena::new(what, columns, rows)?),
+        })
+    }
+
+    /// Writes `x` to a row, or one number to each row from `row` on if the place is one column wide.
+    ///
+    /// # Safety
+    /// As [`Arena::row_mut`].
+    unsafe fn put(&self, at: Place, row: usize, x: &[f32]) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self {
+                Self::F16(arena) => {
+                    for (i, x) in x.chunks(ROUNDED).enumerate() {
+                        let mut limited = [0.0; ROUNDED];
+                        limited.iter_mut().zip(x).for_each(|(to, x)| *to = x.clamp(-LARGEST, LARGEST));
+                        let mut rounded = [f16::ZERO; ROUNDED];
+                        rounded.convert_from_f32_slice(&limited);
+                        write(arena, at, row, i * ROUNDED, &rounded[..x.len()]);
+                    }
+                }
+                Self::F32(arena) => write(arena, at, row, 0, x),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Arena::rows`].
+    unsafe fn rows(&self, at: Place, rows: Range<usize>) -> Numbers<'_> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self {
+                Self::F16(arena) => Numbers::F16(arena.rows(at, rows)),
+                Self::F32(arena) => Numbers::F32(arena.rows(at, rows)),
+            }
+        }
+    }
+}
+
+/// Numbers that are rounded together.
+const ROUNDED: usize = 64;
+/// What f16 cannot hold would be infinite, and infinity times a weight of 0 is no number.
+const LARGEST: f32 = 65504.0;
+
+/// Writes `x`, the numbers from `first` on of what [`Store::put`] takes.
+///
+/// # Safety
+/// As there.
+unsafe fn write<T: Number>(arena: &Arena<T>, at: Place, row: usize, first: usize, x: &[T]) {
+    if at.width == 1 {
+        for (d, x) in x.iter().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { arena.row_mut(at, row + first + d)[0] = *x }
+        }
+    } else {
+        // SAFETY: the caller's promise.
+        unsafe { arena.row_mut(at, row)[first..first + x.len()].copy_from_slice(x) }
+    }
+}
 
 /// What a cache is for.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +130,7 @@ impl CacheShape {
     }
 
     /// The same with padding.
-    fn padded(&self) -> usize {
+    pub(crate) fn padded(&self) -> usize {
         self.out().next_multiple_of(PANEL_ROWS)
     }
 }
@@ -44,9 +139,9 @@ impl CacheShape {
 pub(crate) struct Cache {
     shape: CacheShape,
     /// `[heads, panels, channels of a head]` rows of 16 positions.
-    keys: Arena,
+    keys: Store,
     /// `[heads, positions]` rows of the channels of a head, and padding.
-    values: Arena,
+    values: Store,
     /// Panels of a head.
     panels: usize,
 }
@@ -56,11 +151,11 @@ impl Cache {
     ///
     /// # Errors
     /// When there is no memory for them.
-    pub(crate) fn new(shape: CacheShape, positions: usize) -> Result<Self, CpuError> {
+    pub(crate) fn new(shape: CacheShape, of: CacheNumbers, positions: usize) -> Result<Self, CpuError> {
         let panels = positions.div_ceil(PANEL_ROWS);
-        let keys = Arena::new("the keys of all positions", PANEL_ROWS, shape.keys.saturating_mul(panels))?;
+        let keys = Store::new(of, "the keys of all positions", PANEL_ROWS, shape.keys.saturating_mul(panels))?;
         let rows = shape.heads.saturating_mul(panels.saturating_mul(PANEL_ROWS));
-        let values = Arena::new("the values of all positions", shape.padded(), rows)?;
+        let values = Store::new(of, "the values of all positions", shape.padded(), rows)?;
         Ok(Self { shape, keys, values, panels })
     }
 
@@ -78,15 +173,13 @@ impl Cache {
         let at = Place { base: 0, stride: PANEL_ROWS, col: lane, width: 1 };
         for (h, k) in k.chunks_exact(self.shape.width()).enumerate() {
             let first = (h * self.panels + panel) * k.len();
-            for (d, k) in k.iter().enumerate() {
-                // SAFETY: the caller's promise.
-                unsafe { self.keys.row_mut(at, first + d)[0] = *k }
-            }
+            // SAFETY: the caller's promise.
+            unsafe { self.keys.put(at, first, k) }
         }
         for (h, v) in v.chunks_exact(self.shape.out()).enumerate() {
             let at = Place { width: v.len(), ..self.value() };
             // SAFETY: the caller's promise.
-            unsafe { self.values.row_mut(at, h * self.panels * PANEL_ROWS + position) }.copy_from_slice(v);
+            unsafe { self.values.put(at, h * self.panels * PANEL_ROWS + position, v) }
         }
     }
 
@@ -126,15 +219,23 @@ mod tests {
     #[test]
     fn too_many_positions_are_refused() {
         let shape = CacheShape { heads: 1, keys: 64, values: 64 };
-        let refused = Cache::new(shape, usize::MAX / 2).map(|_| ()).expect_err("no machine has so much").to_string();
+        let refused = Cache::new(shape, CacheNumbers::F16, usize::MAX / 2)
+            .map(|_| ())
+            .expect_err("no machine has so much")
+            .to_string();
         assert!(refused.contains("no memory for the keys"), "{refused}");
     }
 
     #[test]
     fn what_is_remembered_is_where_products_look() {
+        CacheNumbers::ALL.into_iter().for_each(what_is_remembered);
+    }
+
+    fn what_is_remembered(of: CacheNumbers) {
         let (heads, width, out) = (2, 3, 5);
-        let cache = Cache::new(CacheShape { heads, keys: heads * width, values: heads * out }, 40).expect("memory");
-        let key = |position: usize, channel: usize| (100 * position + channel) as f32;
+        let shape = CacheShape { heads, keys: heads * width, values: heads * out };
+        let cache = Cache::new(shape, of, 40).expect("memory");
+        let key = |position: usize, channel: usize| (32 * position + channel) as f32;
         for position in (0..37).rev() {
             let k: Vec<f32> = (0..heads * width).map(|c| key(position, c)).collect();
             let v: Vec<f32> = (0..heads * out).map(|c| -key(position, c)).collect();
@@ -148,10 +249,10 @@ mod tests {
             for position in 16..37 {
                 let at = (position / 16 - 1) * keys.panel_step + position % 16;
                 for d in 0..width {
-                    assert_eq!(keys.data[at + d * keys.step], key(position, h * width + d));
+                    assert_eq!(keys.data.get(at + d * keys.step), key(position, h * width + d));
                 }
                 for c in 0..out {
-                    assert_eq!(values.data[(position - 16) * values.step + c], -key(position, h * out + c));
+                    assert_eq!(values.data.get((position - 16) * values.step + c), -key(position, h * out + c));
                 }
             }
         }

@@ -20,6 +20,7 @@ mod pool;
 mod program;
 mod session;
 
+pub use cache::CacheNumbers;
 pub use kernels::Isa;
 pub use linear::{Activations, Operand, multiply};
 pub use lower::check;

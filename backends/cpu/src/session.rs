@@ -14,7 +14,7 @@ use awqc_passes::Tensor;
 
 use crate::CpuError;
 use crate::arena::{Arena, Place};
-use crate::cache::Cache;
+use crate::cache::{Cache, CacheNumbers};
 use crate::dense::BLOCK_ROWS;
 use crate::experts::Route;
 use crate::kernels::{Isa, Line, OutTile, TILE};
@@ -37,6 +37,8 @@ pub struct Options {
     pub activations: Activations,
     /// Where packed weights live.
     pub pages: Pages,
+    /// What keys and values are kept as.
+    pub cache: CacheNumbers,
 }
 
 /// Tokens that go through the layers together.
@@ -66,11 +68,14 @@ struct Part<'a> {
     /// The rows of each expert.
     routes: Vec<RwLock<Route>>,
     scratch: Vec<Mutex<Scratch>>,
+    /// What the pieces of one token's attention give: a row for each piece, see `attend.rs`.
+    parts: Arena,
 }
 
 /// Memory of a member for intermediate results.
 #[derive(Default)]
 struct Scratch {
+    attention: attend::Room,
     floats: Vec<f32>,
     weights: Vec<Line>,
 }
@@ -105,9 +110,13 @@ impl<'a> Session<'a> {
         };
         let pool = Pool::new(options.threads);
         Ok(Self {
-            caches: body.caches.iter().map(|shape| Cache::new(*shape, options.context)).collect::<Result<_, _>>()?,
-            body: Part::new(body, CHUNK.min(options.context), pool.count())?,
-            head: Part::new(head, HEAD_CHUNK.min(options.context), pool.count())?,
+            caches: body
+                .caches
+                .iter()
+                .map(|shape| Cache::new(*shape, options.cache, options.context))
+                .collect::<Result<_, _>>()?,
+            body: Part::new(body, CHUNK.min(options.context), pool.count(), options.context)?,
+            head: Part::new(head, HEAD_CHUNK.min(options.context), pool.count(), options.context)?,
             pool,
             options,
             past: 0,
@@ -257,13 +266,19 @@ struct Work<'w> {
 }
 
 impl<'a> Part<'a> {
-    fn new(program: Program<'a>, capacity: usize, members: usize) -> Result<Self, CpuError> {
+    fn new(program: Program<'a>, capacity: usize, members: usize, context: usize) -> Result<Self, CpuError> {
+        let parts = program.stages.iter().map(|stage| match stage {
+            Stage::Attend(attend) => attend::part_columns(&attend.op, program.caches[attend.cache]),
+            _ => 0,
+        });
+        let parts = parts.max().unwrap_or(0);
         let tiles = |route: Option<usize>| {
             let count = route.map_or(capacity.div_ceil(TILE), |r| program.routes[r].most_runs(capacity));
             (0..count).map(|_| RwLock::default()).collect()
         };
         Ok(Self {
             arena: Arena::new("the activations", program.columns, capacity)?,
+            parts: Arena::new("attention", parts, attend::pieces_of(context))?,
             quantized: program.activations.iter().map(|a| tiles(a.route)).collect(),
             routes: program.routes.iter().map(|_| RwLock::default()).collect(),
             scratch: (0..members).map(|_| Mutex::default()).collect(),
@@ -282,7 +297,7 @@ impl<'a> Part<'a> {
                 match stage {
                     Stage::Rows(steps) => self.rows(member, work, steps, count),
                     Stage::Linear(linear) => self.linear(member, work, linear, count, &mut scratch),
-                    Stage::Attend(attend) => self.attend(member, work, attend, count, &mut scratch.floats),
+                    Stage::Attend(attend) => self.attend(member, work, attend, count, &mut scratch.attention),
                     Stage::Route { chosen, to } => self.route(member, *chosen, *to, count),
                     Stage::Gather(gather) => self.gather(member, work, gather, &mut scratch.floats),
                     Stage::Experts(experts) => self.experts(member, work, experts, &mut scratch),

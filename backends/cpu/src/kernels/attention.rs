@@ -1,6 +1,7 @@
 //! The operands of attention's products.
 
 use awqc_ir::panels::PANEL_ROWS;
+use half::f16;
 
 /// Rows of a left operand. Row `r` begins at `(r / heads) · token + (r % heads) · head`: those of some heads of a token
 /// follow each other.
@@ -24,11 +25,37 @@ impl Lines<'_> {
     }
 }
 
+/// Numbers of a cache.
+#[derive(Clone, Copy, Debug)]
+pub enum Numbers<'a> {
+    /// In 16 bits.
+    F16(&'a [f16]),
+    /// In 32 bits.
+    F32(&'a [f32]),
+}
+
+impl Numbers<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::F16(data) => data.len(),
+            Self::F32(data) => data.len(),
+        }
+    }
+
+    /// One of them.
+    pub(crate) fn get(&self, i: usize) -> f32 {
+        match self {
+            Self::F16(data) => data[i].to_f32(),
+            Self::F32(data) => data[i],
+        }
+    }
+}
+
 /// A right operand: panels of 16 columns. Column `i` of panel `p` has its number `k` at `p · panel_step + k · step + i`.
 #[derive(Clone, Copy, Debug)]
 pub struct Stacked<'a> {
     /// The numbers.
-    pub data: &'a [f32],
+    pub data: Numbers<'a>,
     /// Panels.
     pub panels: usize,
     /// Numbers of a column.

@@ -9,6 +9,7 @@ use crate::kernels::kernel::Weights;
 use crate::kernels::out::OutTile;
 use crate::kernels::scalar;
 use awqc_ir::panels::{PANEL_ROWS, Panels};
+use half::f16;
 
 /// Runs one of the kernels that an instruction set has.
 macro_rules! run {
@@ -149,6 +150,26 @@ pub fn times_panels(isa: Isa, rows: usize, a: Lines<'_>, b: &Stacked<'_>, factor
         times_panels,
         times_panels,
         times_panels
+    );
+}
+
+/// The numbers in f32.
+///
+/// # Panics
+/// When the machine lacks `isa`, the lengths differ, or 16 does not divide them.
+pub fn widen(isa: Isa, from: &[f16], to: &mut [f32]) {
+    isa.expect_available();
+    assert!(from.len() == to.len() && from.len().is_multiple_of(PANEL_ROWS), "{} numbers to {}", from.len(), to.len());
+    run!(
+        isa,
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = from.to_f32()),
+        (from, to),
+        widen_avx2,
+        widen_avx512,
+        widen_avx512,
+        widen,
+        widen,
+        widen
     );
 }
 

@@ -19,7 +19,7 @@ mod scalar;
 mod x86;
 
 pub use act::{Acts, Bf16Acts, FloatActs, Line, TILE, TileMut};
-pub use attention::{Lines, Stacked};
-pub use dispatch::{dequantize, matmul_bf16, matmul_f32, matmul_i8, times_panels};
+pub use attention::{Lines, Numbers, Stacked};
+pub use dispatch::{dequantize, matmul_bf16, matmul_f32, matmul_i8, times_panels, widen};
 pub use isa::{Isa, UnknownIsa};
 pub use out::OutTile;

@@ -98,7 +98,7 @@ pub(crate) fn times_panels(rows: usize, a: Lines<'_>, b: &Stacked<'_>, factor: f
         let a = &a.data[a.at(r)..][..b.depth];
         for (column, out) in line.iter_mut().enumerate() {
             let from = column / PANEL_ROWS * b.panel_step + column % PANEL_ROWS;
-            let sum = a.iter().enumerate().fold(0.0f32, |sum, (k, a)| a.mul_add(b.data[from + k * b.step], sum));
+            let sum = a.iter().enumerate().fold(0.0f32, |sum, (k, a)| a.mul_add(b.data.get(from + k * b.step), sum));
             *out = sum.mul_add(factor, 0.0);
         }
     }

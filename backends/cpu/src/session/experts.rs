@@ -38,7 +38,7 @@ impl Part<'_> {
 
     /// Members take output channels of every expert. Results are made in `scratch`: the rows of an expert lie apart.
     pub(super) fn experts(&self, member: &Member<'_>, work: &Work<'_>, experts: &Experts<'_>, scratch: &mut Scratch) {
-        let Scratch { floats: scratch, weights } = scratch;
+        let Scratch { floats: scratch, weights, .. } = scratch;
         let Experts { route, product, rows: each, out } = experts;
         let route = read(&self.routes[*route]);
         for (i, run) in route.runs().iter().enumerate() {

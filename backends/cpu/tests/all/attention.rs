@@ -1,7 +1,8 @@
 //! The products of attention: every instruction set against the scalar specification, and that against f64.
 
 use awqc_cpu::Isa;
-use awqc_cpu::kernels::{Lines, Stacked, times_panels};
+use awqc_cpu::kernels::{Lines, Numbers, Stacked, times_panels, widen};
+use half::f16;
 
 use crate::support::{Random, numbers};
 
@@ -22,15 +23,16 @@ fn rows_times_panels_are_the_scalar_ones() {
         let (head, step) = (depth + 1, 16 + 3);
         let (token, panel_step) = (heads * head + 2, (depth * step).max(1) + 5);
         let a = numbers(&mut rng, rows.div_ceil(heads) * token);
-        let b = numbers(&mut rng, panels * panel_step + 16);
+        let halves: Vec<f16> = numbers(&mut rng, panels * panel_step + 16).into_iter().map(f16::from_f32).collect();
+        let b: Vec<f32> = halves.iter().map(|h| h.to_f32()).collect();
         let lines = Lines { data: &a, heads, token, head };
-        let stacked = Stacked { data: &b, panels, depth, panel_step, step };
-        let product = |isa| {
+        let product = |isa, data| {
+            let stacked = Stacked { data, panels, depth, panel_step, step };
             let mut out = vec![f32::MAX; rows * panels * 16];
             times_panels(isa, rows, lines, &stacked, 0.125, &mut out);
             out
         };
-        let expected = product(Isa::Scalar);
+        let expected = product(Isa::Scalar, Numbers::F32(&b));
         for (i, found) in expected.iter().enumerate() {
             let (r, column) = (i / (panels * 16), i % (panels * 16));
             let from = r / heads * token + r % heads * head;
@@ -40,7 +42,9 @@ fn rows_times_panels_are_the_scalar_ones() {
             assert!((f64::from(*found) - 0.125 * sum).abs() < 1e-5, "{found} instead of {sum} / 8");
         }
         for isa in Isa::available() {
-            assert_eq!(product(isa), expected, "{isa}, {rows} rows, {panels} panels of {depth}");
+            for data in [Numbers::F32(&b), Numbers::F16(&halves)] {
+                assert_eq!(product(isa, data), expected, "{isa}, {rows} rows, {panels} panels of {depth}");
+            }
         }
     }
 }
@@ -50,6 +54,19 @@ fn rows_times_panels_are_the_scalar_ones() {
 fn short_operands_are_refused() {
     let (a, b) = (vec![0.0; 16], vec![0.0; 3 * 8 * 16 - 1]);
     let lines = Lines { data: &a, heads: 1, token: 8, head: 0 };
-    let stacked = Stacked { data: &b, panels: 3, depth: 8, panel_step: 128, step: 16 };
+    let stacked = Stacked { data: Numbers::F32(&b), panels: 3, depth: 8, panel_step: 128, step: 16 };
     times_panels(Isa::detect(), 2, lines, &stacked, 1.0, &mut [0.0; 96]);
+}
+
+#[test]
+fn halves_become_the_same_numbers() {
+    // Every f16 that is a number, and a few of them twice.
+    let halves: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).filter(|h| !h.is_nan()).collect();
+    let halves = &halves[..halves.len() / 16 * 16];
+    let expected: Vec<f32> = halves.iter().map(|h| h.to_f32()).collect();
+    for isa in Isa::available() {
+        let mut found = vec![0.0; halves.len()];
+        widen(isa, halves, &mut found);
+        assert_eq!(found, expected, "{isa}");
+    }
 }

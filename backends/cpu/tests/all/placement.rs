@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use awqc_cpu::{Activations, CpuError, Isa, Options, Pages, Session};
+use awqc_cpu::{Activations, CacheNumbers, CpuError, Isa, Options, Pages, Session};
 use awqc_exec::{Host, Logits, MemorySource};
 use awqc_ir::{WeightExpr, parse, verify};
 
@@ -86,7 +86,14 @@ fn random_programs_compute_the_same() {
             awqc_exec::Session::<Host>::new(verified, &source, Default::default()).unwrap_or_else(|e| panic!("{e}"));
         let want = reference.forward(&ids, Logits::All).unwrap_or_else(|e| panic!("{e}\n{text}")).data;
         let pages = if round % 2 == 0 { Pages::Map } else { Pages::Huge };
-        let options = Options { context: 40, threads: 2, isa: Isa::detect(), activations: Activations::F32, pages };
+        let options = Options {
+            context: 40,
+            threads: 2,
+            isa: Isa::detect(),
+            activations: Activations::F32,
+            pages,
+            cache: CacheNumbers::F32,
+        };
         let mut session = Session::new(verified, &source, options).unwrap_or_else(|e| panic!("{e}\n{text}"));
         for _ in 0..2 {
             let got = session.forward(&ids, Logits::All).unwrap_or_else(|e| panic!("{e}\n{text}")).data;
@@ -106,8 +113,14 @@ fn attention_that_sees_later_tokens_is_refused() {
     let module = parse(text).unwrap_or_else(|e| panic!("{e}"));
     let mut source = MemorySource::new();
     ["e", "h"].iter().for_each(|name| source.insert_f32(*name, &[5, 8], &[0.5; 40]));
-    let options =
-        Options { context: 8, threads: 1, isa: Isa::Scalar, activations: Activations::F32, pages: Pages::Map };
+    let options = Options {
+        context: 8,
+        threads: 1,
+        isa: Isa::Scalar,
+        activations: Activations::F32,
+        pages: Pages::Map,
+        cache: CacheNumbers::F32,
+    };
     let made = Session::new(verify(&module).unwrap_or_else(|e| panic!("{e}")), &source, options);
     let Err(CpuError::Unsupported(why)) = made.map(|_| ()) else { panic!("it was accepted") };
     assert!(why.contains("sdpa") && why.contains("causal"), "{why}");

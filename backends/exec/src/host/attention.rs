@@ -6,7 +6,7 @@ use awqc_ir::op::Sdpa;
 use burn_ndarray::NdArrayTensor;
 use rayon::prelude::*;
 
-use super::math::{dot, simd, softmax, tanh};
+use super::math::{dot, exponentials, simd, softmax, tanh};
 use super::matmul::{Into, Mat, product};
 use super::view::{floats, shape_of, tensor};
 use crate::interp::ops::sdpa::{NOT_CAUSAL, batch_differs, score_scale, sees};
@@ -207,9 +207,22 @@ impl<'a> Heads<'a> {
     /// Scores of head `h`'s query at `position` against the keys from `start` become probabilities.
     #[inline(always)]
     pub fn probabilities(&self, h: usize, line: &mut [f32], position: usize, start: usize) {
+        softmax(self.masked(h, line, position, start));
+    }
+
+    /// As [`Heads::probabilities`] for a part of the keys: scores become exp(score − top). Gives `top` and the sum, with
+    /// which parts can be joined; the sum is 0 if no key is seen.
+    #[inline(always)]
+    pub fn exponentials(&self, h: usize, line: &mut [f32], position: usize, start: usize) -> (f32, f32) {
+        exponentials(self.masked(h, line, position, start))
+    }
+
+    /// The scores of the keys that are seen, capped and with the bias of their positions; the others become 0.
+    #[inline(always)]
+    fn masked<'l>(&self, h: usize, line: &'l mut [f32], position: usize, start: usize) -> &'l mut [f32] {
         // What a row sees is one run of keys: the mask has no holes.
         let lo = line.iter().enumerate().position(|(j, _)| sees(self.op, position, start + j)).unwrap_or(line.len());
-        let hi = if self.op.causal { (position + 1 - start).min(line.len()) } else { line.len() };
+        let hi = if self.op.causal { (position + 1).saturating_sub(start).min(line.len()) } else { line.len() };
         let (before, rest) = line.split_at_mut(lo);
         let (seen, after) = rest.split_at_mut(hi.saturating_sub(lo));
         before.fill(0.0);
@@ -225,6 +238,6 @@ impl<'a> Heads<'a> {
             let first = (start + lo) as f32 - position as f32;
             seen.iter_mut().enumerate().for_each(|(j, s)| *s += slope * (first + j as f32));
         }
-        softmax(seen);
+        seen
     }
 }

@@ -127,16 +127,22 @@ fn fold(mut sums: [f32; LANES]) -> f32 {
 /// `row` becomes its softmax; a row that is −∞ throughout becomes 0.
 #[inline(always)]
 pub fn softmax(row: &mut [f32]) {
+    let (_, total) = exponentials(row);
+    let inverse = if total > 0.0 { 1.0 / total } else { total };
+    for v in row.iter_mut() {
+        *v *= inverse;
+    }
+}
+
+/// `row` becomes exp(row − top); gives `top` and the sum. `top` is the largest number if that is finite, and else 0.
+#[inline(always)]
+pub fn exponentials(row: &mut [f32]) -> (f32, f32) {
     let top = max(row);
     let top = if top.is_finite() { top } else { 0.0 };
     for v in row.iter_mut() {
         *v = exp(*v - top);
     }
-    let total = sum(row);
-    let inverse = if total > 0.0 { 1.0 / total } else { total };
-    for v in row.iter_mut() {
-        *v *= inverse;
-    }
+    (top, sum(row))
 }
 
 /// log Σ exp(row): with it, the log-probability of token `t` is `row[t] − log_sum_exp(row)`.

@@ -2,7 +2,7 @@
 
 mod neon;
 
-pub(crate) use neon::{dequantize, matmul_f32, matmul_i8, matmul_i8_dotprod, matmul_i8_i8mm, times_panels};
+pub(crate) use neon::{dequantize, matmul_f32, matmul_i8, matmul_i8_dotprod, matmul_i8_i8mm, times_panels, widen};
 
 /// What the base kernels are compiled for.
 pub(crate) fn has_neon() -> bool {

@@ -8,6 +8,8 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 use std::marker::PhantomData;
 
+use half::f16;
+
 use crate::kernels::act::{Acts, FloatActs};
 use crate::kernels::attention::{Lines, Stacked};
 use crate::kernels::kernel::{self, Simd, Weights};
@@ -339,7 +341,7 @@ impl<D: Dot> Simd for Neon<D> {
     }
 
     #[inline(always)]
-    unsafe fn load_scales(from: *const u8) -> Self::Floats {
+    unsafe fn load_halves(from: *const u8) -> Self::Floats {
         // SAFETY: see the top of the implementation.
         unsafe {
             let halves = vld1q_u16(from.cast());
@@ -437,6 +439,14 @@ pub(crate) unsafe fn matmul_f32(weights: Weights<'_>, acts: &FloatActs, out: Out
 pub(crate) unsafe fn times_panels(rows: usize, a: Lines<'_>, b: &Stacked<'_>, factor: f32, out: &mut [f32]) {
     // SAFETY: the caller's promise.
     unsafe { kernel::times_panels::<Neon<Base>>(rows, a, b, factor, out) }
+}
+
+/// # Safety
+/// The machine has NEON; see [`kernel::widen`].
+#[target_feature(enable = "neon")]
+pub(crate) unsafe fn widen(from: &[f16], to: &mut [f32]) {
+    // SAFETY: the caller's promise.
+    unsafe { kernel::widen::<Neon<Base>>(from, to) }
 }
 
 /// # Safety

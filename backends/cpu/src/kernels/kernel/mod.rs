@@ -15,7 +15,7 @@ use std::ops::Range;
 pub(crate) use dequantize::dequantize;
 pub(crate) use float::matmul_f32;
 pub(crate) use int8::matmul_i8;
-pub(crate) use panels::times_panels;
+pub(crate) use panels::{times_panels, widen};
 
 use crate::kernels::act::TILE;
 use awqc_ir::panels::{PANEL_ROWS, Panels};
@@ -122,7 +122,7 @@ pub(crate) trait Simd {
     /// Writes `ROWS` numbers.
     unsafe fn store_floats(to: *mut f32, v: Self::Floats);
     /// Reads `ROWS` f16.
-    unsafe fn load_scales(from: *const u8) -> Self::Floats;
+    unsafe fn load_halves(from: *const u8) -> Self::Floats;
     /// Reads `ROWS` bytes.
     unsafe fn load_zeros(from: *const u8) -> Self::Floats;
     unsafe fn add(a: Self::Floats, b: Self::Floats) -> Self::Floats;
@@ -145,7 +145,7 @@ pub(crate) trait Simd {
 pub(crate) unsafe fn grid<S: Simd>(shape: &Panels, panel: *const u8, g: usize, row: usize) -> (S::Floats, S::Floats) {
     // SAFETY: the header holds 16 scales and, unless symmetric, 16 zero points of each group at these places.
     unsafe {
-        let scales = S::load_scales(panel.add(shape.scales_at(g) + 2 * row));
+        let scales = S::load_halves(panel.add(shape.scales_at(g) + 2 * row));
         let zeros = if shape.symmetric() {
             S::splat(f32::from(shape.middle()))
         } else {

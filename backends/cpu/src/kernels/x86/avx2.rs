@@ -6,6 +6,8 @@
 #[allow(clippy::wildcard_imports, reason = "dozens of intrinsics")]
 use std::arch::x86_64::*;
 
+use half::f16;
+
 use crate::kernels::act::{Acts, FloatActs, TileMut};
 use crate::kernels::attention::{Lines, Stacked};
 use crate::kernels::kernel::{self, Simd, Weights};
@@ -133,7 +135,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn load_scales(from: *const u8) -> __m256 {
+    unsafe fn load_halves(from: *const u8) -> __m256 {
         // SAFETY: see the top of the implementation.
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
     }
@@ -204,6 +206,14 @@ pub(crate) unsafe fn matmul_f32(weights: Weights<'_>, acts: &FloatActs, out: Out
 pub(crate) unsafe fn times_panels(rows: usize, a: Lines<'_>, b: &Stacked<'_>, factor: f32, out: &mut [f32]) {
     // SAFETY: the caller's promise.
     unsafe { kernel::times_panels::<Avx2>(rows, a, b, factor, out) }
+}
+
+/// # Safety
+/// The machine has AVX2, FMA and F16C; see [`kernel::widen`].
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn widen(from: &[f16], to: &mut [f32]) {
+    // SAFETY: the caller's promise.
+    unsafe { kernel::widen::<Avx2>(from, to) }
 }
 
 /// # Safety

@@ -7,6 +7,8 @@ use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
 use super::avx2::shifted;
+use half::f16;
+
 use crate::kernels::act::{Acts, FloatActs, TileMut};
 use crate::kernels::attention::{Lines, Stacked};
 use crate::kernels::kernel::{self, Simd, Weights};
@@ -162,7 +164,7 @@ impl<D: Dot> Simd for Avx512<D> {
     }
 
     #[inline(always)]
-    unsafe fn load_scales(from: *const u8) -> __m512 {
+    unsafe fn load_halves(from: *const u8) -> __m512 {
         // SAFETY: see the top of the implementation.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
     }
@@ -241,6 +243,14 @@ pub(crate) unsafe fn matmul_f32(weights: Weights<'_>, acts: &FloatActs, out: Out
 pub(crate) unsafe fn times_panels(rows: usize, a: Lines<'_>, b: &Stacked<'_>, factor: f32, out: &mut [f32]) {
     // SAFETY: the caller's promise.
     unsafe { kernel::times_panels::<Avx512<Madd>>(rows, a, b, factor, out) }
+}
+
+/// # Safety
+/// The machine has AVX-512 F, BW, DQ and VL; see [`kernel::widen`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(crate) unsafe fn widen(from: &[f16], to: &mut [f32]) {
+    // SAFETY: the caller's promise.
+    unsafe { kernel::widen::<Avx512<Madd>>(from, to) }
 }
 
 /// # Safety
