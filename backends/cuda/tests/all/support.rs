@@ -1,12 +1,12 @@
 //! Weights, launches and comparisons for the kernel tests.
 
-use awqc_cuda::driver::{Address, Buffer, Code, Device, Launch};
+use awqc_cuda::CudaError;
+use awqc_cuda::driver::{Address, Buffer, Device, Launch};
 use awqc_cuda::emit::Source;
 use awqc_cuda::kernels::Call;
 use awqc_ir::{Group, Quant};
 use awqc_passes::rtn::Codes;
 use half::f16;
-use std::rc::Rc;
 
 use crate::emulator::Emulator;
 
@@ -64,16 +64,19 @@ pub(crate) fn decode(c: &Codes) -> Vec<f64> {
 /// A device with some kernels.
 pub(crate) struct Bench {
     pub(crate) device: Device,
-    code: Rc<Code>,
-    _emulator: Emulator,
+    emulator: Emulator,
 }
 
 impl Bench {
     pub(crate) fn new<'a>(kernels: impl IntoIterator<Item = &'a Source>) -> Self {
         let emulator = Emulator::build(kernels);
-        let device = Device::open(Some(&emulator.library())).expect("the emulator");
-        let code = device.load(b"").expect("kernels");
-        Self { device, code, _emulator: emulator }
+        let device = emulator.device();
+        Self { device, emulator }
+    }
+
+    /// The machine code of a kernel, as it is handed to the device.
+    pub(crate) fn image(&self, kernel: &Source) -> Result<Vec<u8>, CudaError> {
+        self.emulator.image(&kernel.name)
     }
 
     pub(crate) fn bytes(&self, bytes: &[u8]) -> Buffer {
@@ -104,7 +107,8 @@ impl Bench {
 
     pub(crate) fn launch(&self, kernel: &Source, grid: [u32; 3], args: &[Address]) {
         assert_eq!(args.len(), kernel.args, "{}", kernel.name);
-        let function = self.device.function(&self.code, &kernel.name, kernel.shared_bytes).expect("a kernel");
+        let code = self.device.load(&self.image(kernel).expect("an image")).expect("code");
+        let function = self.device.function(&code, &kernel.name, kernel.shared_bytes).expect("a kernel");
         let launch =
             Launch { function: &function, grid, threads: kernel.threads, shared_bytes: kernel.shared_bytes, args };
         self.device.launch(&launch).expect("a launch");
