@@ -29,7 +29,8 @@ weights). A step that fails does not stop the others. Steps may be run one by on
   --configs A,B    configurations of the step `shapes`; assets/shapes/llama-7b if not given
   --nvrtc DIR      where NVRTC is, if not where it usually is
   --sm N           the device's architecture, such as 90; asked of the driver if not given
-  --products ARGS  more arguments of `awqc bench kernels`
+  --products ARGS  more arguments of `awqc bench kernels`, such as \"--bits 4\"
+  --bench ARGS     more arguments of `awqc bench` in the steps `model` and `shapes`, such as \"-d 4096\"
   --out DIR        where report.md and report.json go; target/gpu if not given";
 
 /// The steps, in order.
@@ -45,6 +46,7 @@ pub(crate) struct Options {
     nvrtc: Option<PathBuf>,
     sm: Option<u32>,
     products: Vec<String>,
+    bench: Vec<String>,
     out: PathBuf,
 }
 
@@ -59,6 +61,7 @@ impl Options {
             nvrtc: None,
             sm: None,
             products: Vec::new(),
+            bench: Vec::new(),
             out: root().join("target/gpu"),
         };
         let mut args = args.iter();
@@ -76,6 +79,7 @@ impl Options {
                 "--nvrtc" => options.nvrtc = Some(path(value)?),
                 "--sm" => options.sm = Some(value.parse().context("--sm: a number such as 90 is needed")?),
                 "--products" => options.products = value.split_whitespace().map(str::to_owned).collect(),
+                "--bench" => options.bench = value.split_whitespace().map(str::to_owned).collect(),
                 "--out" => options.out = path(value)?,
                 other => bail!("{other} is unknown\n{USAGE}"),
             }
@@ -112,6 +116,9 @@ pub(crate) fn gpu(options: &Options) -> Result<()> {
         });
         if let Some(result) = result.as_object_mut() {
             result.insert("seconds".into(), start.elapsed().as_secs().into());
+        }
+        if *step == "kernels" {
+            tools.complete(&mut found, &result);
         }
         found.insert((*step).into(), result);
         // A machine may be taken away at any time.

@@ -7,7 +7,7 @@ pub(super) fn markdown(found: &Map<String, Json>) -> String {
     let mut out = String::new();
     let at = |step: &str| found.get(step).filter(|v| v.get("failed").is_none() && v.get("skipped").is_none());
     let machine = found.get("machine").unwrap_or(&Json::Null);
-    let said = |key: &str| machine[key].as_str().unwrap_or("unknown").to_owned();
+    let said = |key: &str| machine[key].as_str().filter(|s| !s.is_empty()).unwrap_or("unknown").to_owned();
     let head = format!(
         "# awqc on {}\n\nCompute capability {}, driver {}.\n",
         said("device"),
@@ -119,9 +119,10 @@ fn decoding(out: &mut String, shapes: &Json, kernels: Option<&Json>, torch: Opti
         let floor = 1e-6 * bytes / copy;
         let token = number(&bench["device_token_ms"]);
         let text = format!(
-            "\n## Shape {config}\n\n{:.2} billion parameters, {:.2} bits a quantized weight, compiled in {:.0} s. A token \
+            "\n## Shape {}\n\n{:.2} billion parameters, {:.2} bits a quantized weight, compiled in {:.0} s. A token \
              reads {:.2} GB of weights: {floor:.3} ms at the speed of a copy; the device takes {token:.3} ms ({:.0} % of \
              that speed).",
+            label(config),
             1e-9 * number(&shape["parameters"]),
             number(&shape["bits_per_weight"]),
             number(&shape["compile_seconds"]),
@@ -142,6 +143,11 @@ fn decoding(out: &mut String, shapes: &Json, kernels: Option<&Json>, torch: Opti
         out.push('\n');
         speeds(out, bench);
     }
+}
+
+/// The name of the folder that holds a configuration.
+fn label(config: &str) -> &str {
+    config.trim_end_matches("/config.json").rsplit('/').next().unwrap_or(config)
 }
 
 fn list(value: &Json) -> &[Json] {
@@ -177,10 +183,10 @@ mod tests {
             "torch": {
                 "torch": "2.6", "copy_gigabytes_per_second": 2900.0, "square_teraops": 700.0,
                 "linears": [{ "rows": 64, "cols": 128, "tokens": 1, "microseconds": 7.0 }],
-                "decoders": [{ "config": "c", "milliseconds": 4.0, "bytes": 12e9 }],
+                "decoders": [{ "config": "/a/shape-c/config.json", "milliseconds": 4.0, "bytes": 12e9 }],
             },
             "shapes": { "list": [{
-                "config": "c", "parameters": 6.7e9, "bits_per_weight": 4.16, "compile_seconds": 60.0,
+                "config": "/a/shape-c/config.json", "parameters": 6.7e9, "bits_per_weight": 4.16, "compile_seconds": 60.0,
                 "bench": {
                     "bytes_per_token": 3.6e9, "read_gigabytes_per_second": 3000.0, "device_token_ms": 1.6,
                     "tests": [{ "test": "pp512", "median": 100.0, "deviation": 1.0 }],
@@ -190,6 +196,7 @@ mod tests {
         let text = markdown(found.as_object().unwrap());
         for part in [
             "# awqc on A",
+            "## Shape shape-c\n",
             "**Step `tests` failed:** one test",
             "| u4g128 | 64 | 128 | 1 | 2.0 | 2400 | 80 | 1.50 | 1.0e-7 | 7.0 | 3.50 |",
             "1.200 ms at the speed of a copy; the device takes 1.600 ms (75 % of",

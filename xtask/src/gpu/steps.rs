@@ -80,7 +80,7 @@ pub(super) fn model(tools: &Tools, options: &Options, found: &Map<String, Json>)
     let eval = |more: &[&str]| tools.awqc(&[&["eval", artefact], &corpus[..], more].concat());
     let host = eval(&["--device", "host", "--save-logits", logits])?;
     let device = eval(&["--base-logits", logits])?;
-    let bench = tools.awqc(&["bench", artefact])?;
+    let bench = bench(tools, options, artefact)?;
     drop(std::fs::remove_file(logits));
     let (a, b) = (number(&device["perplexity"]), number(&host["perplexity"]));
     let found = json!({ "device": device, "host": host, "bench": bench });
@@ -100,7 +100,7 @@ pub(super) fn shapes(tools: &Tools, options: &Options, found: &Map<String, Json>
         let out = options.out.join("shape");
         let compile = ["compile", text(config)?, "--random-weights", "--method", "rtn", "--target", &target];
         let compiled = tools.awqc(&[&compile[..], &["-o", text(&out)?, "--force"]].concat())?;
-        let bench = tools.awqc(&["bench", text(&out)?]);
+        let bench = bench(tools, options, text(&out)?);
         // It takes gigabytes, and is quickly made again.
         drop(std::fs::remove_dir_all(&out));
         list.push(json!({
@@ -112,6 +112,11 @@ pub(super) fn shapes(tools: &Tools, options: &Options, found: &Map<String, Json>
         }));
     }
     Ok(json!({ "list": list }))
+}
+
+fn bench(tools: &Tools, options: &Options, artefact: &str) -> Result<Json> {
+    let more: Vec<&str> = options.bench.iter().map(String::as_str).collect();
+    tools.awqc(&[&["bench", artefact], &more[..]].concat())
 }
 
 fn target(tools: &Tools, options: &Options, found: &Map<String, Json>) -> Result<String> {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use serde_json::{Value as Json, json};
+use serde_json::{Map, Value as Json, json};
 
 use super::Options;
 use crate::binaries::binaries;
@@ -61,6 +61,14 @@ impl Tools {
     pub(super) fn machine(&self) -> Json {
         let [name, capability, driver] = self.device.clone().unwrap_or_default();
         json!({ "device": name, "compute_capability": capability, "driver": driver, "nvrtc": self.nvrtc })
+    }
+
+    /// Fills in what the products found out, where `nvidia-smi` is missing.
+    pub(super) fn complete(&self, found: &mut Map<String, Json>, products: &Json) {
+        let Some(Json::Object(machine)) = found.get_mut("machine").filter(|_| self.device.is_none()) else { return };
+        for key in ["device", "compute_capability"] {
+            machine.insert(key.into(), products[key].clone());
+        }
     }
 
     /// The architecture: as the options say, as `nvidia-smi` says, or as the products found it.
