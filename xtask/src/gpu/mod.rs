@@ -140,3 +140,28 @@ fn read(path: &Path) -> Map<String, Json> {
 fn write(path: &Path, text: &str) -> Result<()> {
     std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_understood_or_refused() {
+        let parse = |args: &[&str]| Options::parse(args).map_err(|e| format!("{e:#}"));
+        let all = parse(&[]).unwrap();
+        assert_eq!(all.steps, STEPS);
+        assert!(all.out.ends_with("target/gpu") && all.configs[0].is_file(), "{:?}", all.configs);
+        let some = parse(&["--steps", "kernels,model", "--sm", "90", "--products", "--bits 4"]).unwrap();
+        assert_eq!((some.steps.len(), some.sm, some.products.len()), (2, Some(90), 2));
+        assert!(parse(&["--with", "x"]).unwrap().with.is_some_and(|p| p.is_absolute()));
+        for (args, message) in [
+            (&["--steps", "none"][..], "no step `none`"),
+            (&["--out"], "--out needs a value"),
+            (&["--sm", "x"], "a number such as 90"),
+            (&["--color", "red"], "--color is unknown"),
+        ] {
+            let error = parse(args).err().unwrap();
+            assert!(error.contains(message), "{args:?}: {error}");
+        }
+    }
+}

@@ -10,10 +10,10 @@ use super::Options;
 use crate::binaries::binaries;
 use crate::run::{capture, cargo, command, root, run, show};
 
-/// Test binaries: what cargo is asked for, the binary's name, the name that it gets in a folder, and the tests that run on
-/// a device.
+/// Test binaries: what cargo is asked for, the binary's name, the name that it gets in a folder, and the arguments that
+/// choose the tests for a device.
 const TESTS: [(&[&str], &str, &str, &[&str]); 2] = [
-    (&["-p", "awqc-cuda", "--test", "all"], "all", "cuda-tests", &[]),
+    (&["-p", "awqc-cuda", "--test", "all"], "all", "cuda-tests", &["--skip", "text::"]),
     (
         &["-p", "awqc", "--test", "main"],
         "main",
@@ -22,10 +22,13 @@ const TESTS: [(&[&str], &str, &str, &[&str]); 2] = [
     ),
 ];
 
+/// Where `awqc` looks for a CUDA toolkit by itself.
+const USUAL: [&str; 2] = ["/usr/local/cuda", "/opt/cuda"];
+
 /// See the module documentation.
 pub(super) struct Tools {
     awqc: String,
-    /// Binaries, and the tests in them that run on a device; all where none are named.
+    /// Binaries, and the arguments that choose their tests.
     pub(super) tests: Vec<(String, &'static [&'static str])>,
     nvrtc: Option<String>,
     /// What `nvidia-smi` says: name, compute capability, driver.
@@ -123,17 +126,25 @@ pub(crate) fn prepare(folder: &str) -> Result<()> {
         drop(Command::new("strip").arg(&to).status());
         bytes += std::fs::metadata(&to).map_or(0, |m| m.len());
     }
+    // Programs shrink to a third.
+    let archive = folder.with_extension("tar.gz");
+    let archive = archive.to_str().context("the folder's name is not UTF-8")?;
+    let name = folder.file_name().context("the folder has no name")?.to_string_lossy();
+    let parent = folder.parent().context("the folder has no parent")?.to_string_lossy();
+    run("tar", &["-czf", archive, "-C", &parent, &name])?;
+    let packed = std::fs::metadata(archive).map_or(0, |m| m.len());
     println!(
-        "{}: {:.1} MB; on the other machine, in a copy of this tree: {}/xtask gpu --with {}",
+        "{}: {:.1} MB; {archive}: {:.1} MB. On the other machine, in the root of a copy of this tree: {name}/xtask gpu --with \
+         {name} --model MODEL",
         folder.display(),
         bytes as f64 / 1e6,
-        folder.display(),
-        folder.display()
+        packed as f64 / 1e6
     );
     Ok(())
 }
 
-/// NVRTC's folder: as the options or the environment say, or where Python's packages are.
+/// NVRTC's folder: as the options or the environment say; nothing if it is where `awqc` looks by itself; otherwise that of
+/// the compiler on the path, or of Python's packages.
 fn nvrtc(options: &Options) -> Option<String> {
     let given = options.nvrtc.as_ref().map(|p| p.to_string_lossy().into_owned());
     let environment = || ["AWQC_NVRTC", "CUDA_HOME", "CUDA_PATH"].iter().find_map(|v| std::env::var(v).ok());
@@ -143,7 +154,18 @@ fn nvrtc(options: &Options) -> Option<String> {
         let path = String::from_utf8(out.stdout).ok()?.trim().to_owned();
         Path::new(&path).is_dir().then_some(path)
     };
-    given.or_else(environment).or_else(python)
+    if let Some(folder) = given.or_else(environment) {
+        return Some(folder);
+    }
+    if USUAL.iter().any(|folder| Path::new(folder).join("include/cuda_fp16.h").is_file()) {
+        return None;
+    }
+    let compiler = || {
+        let paths = std::env::var_os("PATH")?;
+        let found = std::env::split_paths(&paths).map(|p| p.join("nvcc")).find(|p| p.is_file())?;
+        Some(found.canonicalize().ok()?.parent()?.parent()?.to_string_lossy().into_owned())
+    };
+    compiler().or_else(python)
 }
 
 /// What `nvidia-smi` says of the first device.

@@ -11,13 +11,13 @@ use awqc_cuda::driver::Device;
 use awqc_cuda::emit::Source;
 
 /// Whether tests are to run on the machine's device. A test that cannot have it fails.
-pub(super) fn wanted() -> bool {
+pub(crate) fn on_device() -> bool {
     std::env::var_os("AWQC_GPU").is_some_and(|v| v != "0" && !v.is_empty())
 }
 
 /// The architecture that kernels are written for: the device's, or one for the emulator.
 pub(crate) fn arch() -> &'static Arch {
-    let sm = if wanted() {
+    let sm = if on_device() {
         let (major, minor) = Device::open(None).expect("AWQC_GPU is set, so a device is needed").capability();
         10 * major + minor
     } else {

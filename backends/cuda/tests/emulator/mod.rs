@@ -16,6 +16,8 @@ use awqc_cuda::driver::Device;
 use awqc_cuda::emit::Source;
 
 pub(crate) use device::arch;
+#[allow(unused_imports, reason = "only one of the test binaries wants it")]
+pub(crate) use device::on_device;
 
 /// A driver that knows some kernels. The folder with it is removed when this is dropped.
 pub(crate) struct Emulator {
@@ -27,7 +29,7 @@ pub(crate) struct Emulator {
 impl Emulator {
     /// Compiles the kernels, for the machine's device if the tests are to run on it.
     pub(crate) fn build<'a>(kernels: impl IntoIterator<Item = &'a Source>) -> Self {
-        match device::wanted() {
+        match on_device() {
             true => Self { dir: tempfile::tempdir().expect("a folder"), images: Some(device::compile(kernels)) },
             false => Self::emulated(kernels),
         }
