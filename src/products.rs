@@ -1,10 +1,10 @@
 //! Single products on a device: how fast packed weights are multiplied there.
 
-use awqc_cuda::Nvrtc;
 use awqc_cuda::arch::Arch;
 use awqc_cuda::driver::Device;
 use awqc_cuda::emit::Source;
 use awqc_cuda::probe::{Compile, Probe, Repeats};
+use awqc_cuda::{CudaError, Nvrtc};
 use awqc_ir::Quant;
 use serde::Serialize;
 
@@ -67,7 +67,12 @@ pub struct Wanted {
 /// # Errors
 /// When there is no device or no NVRTC, or the device computes something else than the processor.
 pub fn products(wanted: &Wanted, interrupt: &Interrupt) -> Result<Products, Failure> {
-    let device = Device::open(None)?;
+    let device = Device::open(None).map_err(|e| {
+        let none = matches!(e, CudaError::NoDriver(_) | CudaError::NoDevice);
+        let help = "run it on a machine with an NVIDIA GPU and its driver; without --device cuda, the processor's kernels \
+                    are measured";
+        if none { Failure::from(e).help(help) } else { e.into() }
+    })?;
     let nvrtc = Nvrtc::open(&nvrtc_folders())?;
     let image = |source: &Source, arch: &Arch| nvrtc.compile_text(&source.name, &source.text, arch);
     products_on(&device, &image, wanted, interrupt)

@@ -62,7 +62,7 @@ fn products_are_measured_on_a_device() {
     );
 
     for (more, settings, code, message) in [
-        (&small[..], &[("EMULATOR_DEVICES", "0")][..], 3, "finds no device\nhelp: "),
+        (&small[..], &[("EMULATOR_DEVICES", "0")][..], 3, "finds no device\nhelp: run it on a machine"),
         (&small, &[("EMULATOR_SM", "75")], 3, "no kernels for sm_75"),
         (&small, &[("EMULATOR_MEGABYTES", "10")], 6, "bytes of device memory"),
         (&["--shapes", "16x130"], &[], 3, "a multiple of 4 columns"),

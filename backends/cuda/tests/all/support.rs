@@ -1,7 +1,11 @@
 //! Weights, launches and comparisons for the kernel tests.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
 use awqc_cuda::CudaError;
-use awqc_cuda::driver::{Address, Buffer, Device, Launch};
+use awqc_cuda::driver::{Address, Buffer, Code, Device, Launch};
 use awqc_cuda::emit::Source;
 use awqc_cuda::kernels::Call;
 use awqc_ir::{Group, Quant};
@@ -65,13 +69,15 @@ pub(crate) fn decode(c: &Codes) -> Vec<f64> {
 pub(crate) struct Bench {
     pub(crate) device: Device,
     emulator: Emulator,
+    /// Kernels that were launched: they stay loaded, for a device may be at work on them.
+    loaded: RefCell<BTreeMap<String, Rc<Code>>>,
 }
 
 impl Bench {
     pub(crate) fn new<'a>(kernels: impl IntoIterator<Item = &'a Source>) -> Self {
         let emulator = Emulator::build(kernels);
         let device = emulator.device();
-        Self { device, emulator }
+        Self { device, emulator, loaded: RefCell::default() }
     }
 
     /// The machine code of a kernel, as it is handed to the device.
@@ -107,8 +113,10 @@ impl Bench {
 
     pub(crate) fn launch(&self, kernel: &Source, grid: [u32; 3], args: &[Address]) {
         assert_eq!(args.len(), kernel.args, "{}", kernel.name);
-        let code = self.device.load(&self.image(kernel).expect("an image")).expect("code");
-        let function = self.device.function(&code, &kernel.name, kernel.shared_bytes).expect("a kernel");
+        let mut loaded = self.loaded.borrow_mut();
+        let load = || self.device.load(&self.image(kernel).expect("an image")).expect("code");
+        let code = loaded.entry(kernel.name.clone()).or_insert_with(load);
+        let function = self.device.function(code, &kernel.name, kernel.shared_bytes).expect("a kernel");
         let launch =
             Launch { function: &function, grid, threads: kernel.threads, shared_bytes: kernel.shared_bytes, args };
         self.device.launch(&launch).expect("a launch");

@@ -209,8 +209,8 @@ Status cuMemcpyDtoDAsync_v2(Pointer to, Pointer from, size_t bytes, void *) {
 }
 // A shared library, in the place of machine code; null if the kernels are linked in.
 static void *load(const void *image) {
+    if (std::strncmp(static_cast<const char *>(image), ELFMAG, SELFMAG) != 0) return nullptr;
     const auto *header = static_cast<const Elf64_Ehdr *>(image);
-    if (std::memcmp(header, ELFMAG, SELFMAG) != 0) return nullptr;
     // The section headers are the last part of the file.
     const size_t bytes = header->e_shoff + size_t(header->e_shnum) * header->e_shentsize;
     char path[] = "/tmp/emulated-module-XXXXXX";
