@@ -77,6 +77,15 @@ pub trait Subject {
     /// # Errors
     /// When there is too little room.
     fn run(&mut self, ids: &[i32]) -> Result<(), Failure>;
+
+    /// Seconds that a device needs for the next token and its choice, again and again, where one runs the model: what is
+    /// left when the processor has nothing to do with it.
+    ///
+    /// # Errors
+    /// As [`Subject::run`].
+    fn device_seconds(&mut self) -> Result<Option<f64>, Failure> {
+        Ok(None)
+    }
 }
 
 impl Subject for Session<'_> {
@@ -113,6 +122,12 @@ impl Subject for awqc_cuda::Session {
     fn run(&mut self, ids: &[i32]) -> Result<(), Failure> {
         self.forward(ids, Logits::Last)?;
         Ok(())
+    }
+
+    fn device_seconds(&mut self) -> Result<Option<f64>, Failure> {
+        let mut samples = (0..5).map(|_| self.time_token(0, 20)).collect::<Result<Vec<_>, _>>()?;
+        samples.sort_by(f64::total_cmp);
+        Ok(samples.get(2).copied())
     }
 }
 
@@ -186,6 +201,9 @@ const ROTATED: usize = 256 << 20;
 /// One product of [`kernels`].
 #[derive(Clone, Debug, Serialize)]
 pub struct Kernel {
+    /// The weight's type, such as `u4g128`.
+    #[serde(rename = "type")]
+    pub quant: String,
     /// Output channels.
     pub rows: usize,
     /// Input channels.
@@ -263,6 +281,7 @@ pub fn kernel(
     // The first touches the memory.
     let microseconds = quantile(&times[1..], 0.5);
     Ok(Kernel {
+        quant: quant.to_string(),
         rows,
         cols,
         tokens,

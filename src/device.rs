@@ -6,15 +6,11 @@ use awqc_cuda::arch::Arch;
 use awqc_cuda::driver::Device;
 use awqc_cuda::nvrtc::Resources;
 use awqc_cuda::plan::Plan;
-use awqc_cuda::{CudaError, Lowered, Nvrtc, Session, lower, probe};
-use awqc_ir::Quant;
-use awqc_ir::tiles::Tiles;
+use awqc_cuda::{CudaError, Lowered, Nvrtc, Session, lower};
 use awqc_ir::verify::verify;
-use serde::Serialize;
 
 use crate::failure::{Exit, Failure};
 use crate::files;
-use crate::interrupt::Interrupt;
 use crate::model::Model;
 use crate::progress::Progress;
 
@@ -43,7 +39,7 @@ pub fn write_kernels(folder: &Path, sm: u32, nvrtc: &[PathBuf], quiet: bool) -> 
         files::write(&to.join(format!("{}.cu", kernel.name)), kernel.text.as_bytes())?;
     }
     files::write(&to.join(PLAN), &json(&plan)?)?;
-    let found: Vec<PathBuf> = nvrtc.iter().cloned().chain(from_environment()).collect();
+    let found: Vec<PathBuf> = nvrtc.iter().cloned().chain(nvrtc_folders()).collect();
     match Nvrtc::open(&found) {
         Ok(nvrtc) => {
             let mut progress = Progress::new("kernels", kernels.len() as u64, quiet);
@@ -75,8 +71,8 @@ fn json(value: &impl serde::Serialize) -> Result<Vec<u8>, Failure> {
     serde_json::to_vec_pretty(value).map_err(|e| Failure::new(Exit::Failed, e))
 }
 
-/// Folders that the environment names.
-fn from_environment() -> Vec<PathBuf> {
+/// Folders with NVRTC that the environment names.
+pub(crate) fn nvrtc_folders() -> Vec<PathBuf> {
     std::env::var_os(NVRTC).map(|paths| std::env::split_paths(&paths).collect()).unwrap_or_default()
 }
 
@@ -109,7 +105,7 @@ pub fn session(model: &Model, context: usize) -> Result<Session, Failure> {
             .map_err(|e| CudaError::Artefact(format!("{}: {e}: compile the model again", path.display())))?;
         let nvrtc = match &nvrtc {
             Some(nvrtc) => nvrtc,
-            None => nvrtc.insert(Nvrtc::open(&from_environment())?),
+            None => nvrtc.insert(Nvrtc::open(&nvrtc_folders())?),
         };
         nvrtc.compile_text(name, &text, arch)
     };
@@ -122,74 +118,20 @@ fn read_plan(path: &Path) -> Result<Plan, Failure> {
         .map_err(|e| Failure::new(Exit::BadInput, format!("{}: {e}", path.display())).help("compile the model again"))
 }
 
-/// One product on a device.
-#[derive(Clone, Debug, Serialize)]
-pub struct Product {
-    /// Output channels.
-    pub rows: usize,
-    /// Input channels.
-    pub cols: usize,
-    /// Tokens.
-    pub tokens: usize,
-    /// Mean time in microseconds.
-    pub microseconds: f64,
-    /// Gigabytes of weights a second.
-    pub gigabytes_per_second: f64,
-    /// The same as a share of what copying memory reaches.
-    pub bandwidth_share: f64,
-    /// 10¹² operations a second; a multiplication and an addition are two.
-    pub teraops: f64,
-}
-
-/// Measures products of these shapes with weights of this type on the machine's device; returns its name, what copying
-/// reaches in gigabytes a second, and the products.
-///
-/// # Errors
-/// When there is no device or no NVRTC.
-pub fn products(
-    shapes: &[(usize, usize)],
-    tokens: &[usize],
-    quant: Quant,
-    interrupt: &Interrupt,
-) -> Result<(String, f64, Vec<Product>), Failure> {
-    let device = Device::open(None)?;
-    let nvrtc = Nvrtc::open(&from_environment())?;
-    let limit = bandwidth(&device)?;
-    let mut out = Vec::new();
-    for (rows, cols) in shapes {
-        let shape = Tiles::of(quant, *rows, *cols).map_err(|e| Failure::new(Exit::Usage, e))?;
-        for tokens in tokens {
-            interrupt.check()?;
-            let timing = probe::product(&device, &shape, *tokens, |source, arch| {
-                nvrtc.compile_text(&source.name, &source.text, arch)
-            })?;
-            let rate = 1e-9 * timing.bytes as f64 / timing.seconds;
-            out.push(Product {
-                rows: *rows,
-                cols: *cols,
-                tokens: *tokens,
-                microseconds: 1e6 * timing.seconds,
-                gigabytes_per_second: rate,
-                bandwidth_share: rate / limit,
-                teraops: 2e-12 * (rows * cols * tokens) as f64 / timing.seconds,
-            });
-        }
-    }
-    Ok((device.name().to_owned(), limit, out))
-}
-
 /// Gigabytes a second that a device copies from one place of its memory to another: what is read plus what is written.
 ///
 /// # Errors
 /// When the device fails.
 pub fn bandwidth(device: &Device) -> Result<f64, Failure> {
     const BYTES: usize = 256 << 20;
+    const COPIES: usize = 4;
     let (from, to) = (device.alloc("a probe", BYTES)?, device.alloc("a probe", BYTES)?);
     let copy = || device.copy((&from, 0), (&to, 0), BYTES);
     device.time(copy)?;
     let mut best = 0f64;
-    for _ in 0..5 {
-        best = best.max(2e-9 * BYTES as f64 / device.time(copy)?);
+    for _ in 0..3 {
+        let seconds = device.time(|| (0..COPIES).try_for_each(|_| copy()))?;
+        best = best.max(2e-9 * (COPIES * BYTES) as f64 / seconds);
     }
     Ok(best)
 }
@@ -216,6 +158,8 @@ impl From<CudaError> for Failure {
             CudaError::Context { .. } => {
                 Self::new(Exit::Usage, error).help("make room with --ctx, or give a shorter prompt")
             }
+            CudaError::Wrong { .. } => Self::new(Exit::Check, error)
+                .help("this is a defect of the program, its compiler or the device: please report it"),
             CudaError::Index { .. } => Self::new(Exit::BadInput, error).help("is the tokenizer that of this model?"),
             CudaError::Emit { .. } | CudaError::Nvrtc { .. } | CudaError::Driver { .. } => {
                 Self::new(Exit::Failed, error)

@@ -29,6 +29,7 @@ pub mod logits;
 pub mod metrics;
 pub mod model;
 pub mod order;
+pub mod products;
 pub mod progress;
 pub mod resume;
 mod rss;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use awqc_frontends::{ExtraFile, Imported, Kind};
+use awqc_frontends::{ExtraFile, ImportError, Imported, Kind};
 use awqc_ir::{Module, TensorSource, text};
 use awqc_passes::raise::raise;
 
@@ -36,7 +36,19 @@ impl Model {
     /// # Errors
     /// When it is missing, damaged, contradicts itself, or is of an unknown family.
     pub fn open(path: &Path) -> Result<Self, Failure> {
-        let imported = awqc_frontends::open(path)
+        Self::of(path, awqc_frontends::open(path))
+    }
+
+    /// A model of the shape that a configuration describes, with random weights: see [`awqc_frontends::open_random`].
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn open_random(path: &Path, seed: u64) -> Result<Self, Failure> {
+        Self::of(path, awqc_frontends::open_random(path, seed))
+    }
+
+    fn of(path: &Path, imported: Result<Imported, ImportError>) -> Result<Self, Failure> {
+        let imported = imported
             .map_err(|e| Failure::new(if e.is_unsupported() { Exit::Unsupported } else { Exit::BadInput }, e))?;
         let Imported { mut module, source, config, files, notes, kind } = imported;
         if kind == Kind::Onnx {

@@ -6,8 +6,6 @@ use std::process::Command;
 
 use awqc::calibration::Calibration;
 use awqc::compile::{Request, compile};
-use awqc::cuda::arch::Arch;
-use awqc::cuda::driver::Device;
 use awqc::cuda::{Lowered, Session, lower};
 use awqc::exec::Logits;
 use awqc::exec::emit::Existing;
@@ -21,7 +19,7 @@ use awqc::statistics::Statistics;
 use awqc::target::{Method, Target};
 use awqc::watch::Watch;
 
-use crate::emulator::Emulator;
+use crate::emulator::{Emulator, arch};
 use crate::models::{Expected, float_folders, largest_difference, name};
 
 /// The fusions and the layout, with or without quantization.
@@ -44,7 +42,8 @@ fn artefact(folder: &Path, out: PathBuf, pipeline: &str, quant: Quant) -> Option
     let request = Request {
         registry: &registry(),
         model: folder,
-        target: Target::find("cuda-sm89").expect("a target"),
+        random: None,
+        target: Target::find(&format!("cuda-sm{}", arch().sm)).expect("a target"),
         quant,
         mixed: None,
         method: Method::default(),
@@ -74,7 +73,7 @@ fn artefact(folder: &Path, out: PathBuf, pipeline: &str, quant: Quant) -> Option
 
 fn lowered(model: &Model) -> Lowered {
     let module = verify(&model.module).expect("a valid module");
-    lower(module, model.source.as_ref(), Arch::find(89).expect("an architecture")).expect("a plan")
+    lower(module, model.source.as_ref(), arch()).expect("a plan")
 }
 
 /// Compiles goldens, one emulator for all of them, and compares: with PyTorch, or with the reference executor on the
@@ -90,8 +89,8 @@ fn compare(folders: &[PathBuf], pipeline: &str, quant: Quant, bound: f32) {
     let emulator = Emulator::build(plans.iter().flat_map(|p| &p.kernels));
     for ((name, model, expected), lowered) in models.iter().zip(plans) {
         let ids = expected.ids().remove(0);
-        let device = Device::open(Some(&emulator.library())).expect("the emulator");
-        let mut cuda = Session::new(lowered.plan, model.source.as_ref(), |_| Ok(Vec::new()), device, 64)
+        let image = |kernel: &str| emulator.image(kernel);
+        let mut cuda = Session::new(lowered.plan, model.source.as_ref(), image, emulator.device(), 64)
             .unwrap_or_else(|e| panic!("{name}: {e}"));
         let reference = |ids: &[i32], logits| {
             session(model).and_then(|mut s| Ok(s.forward(ids, logits)?)).unwrap_or_else(|e| panic!("{name}: {e}"))
@@ -175,7 +174,7 @@ fn the_program_compiles_runs_and_explains_what_it_cannot() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama");
     let (model, ids) = (root.to_str().expect("UTF-8"), root.join("expected.safetensors"));
     let ids = ids.to_str().expect("UTF-8");
-    let none = Emulator::build([]);
+    let none = Emulator::emulated([]);
     let compile = |out: &str, more: &[&str]| {
         let args = ["compile", model, "--target", "cuda-sm89", "--calib-ids", ids, "-o", out];
         awqc(&[&args, more].concat(), &none, &[])
@@ -197,7 +196,7 @@ fn the_program_compiles_runs_and_explains_what_it_cannot() {
     assert!(!dir.path().join("none").exists());
 
     let lowered = lowered(&Model::open(Path::new(&out)).expect("an artefact"));
-    let emulator = Emulator::build(&lowered.kernels);
+    let emulator = Emulator::emulated(&lowered.kernels);
     for kernel in &lowered.kernels {
         // The emulator's kernels are linked in; it looks at no machine code.
         fs::write(kernels.join(format!("{}.cubin", kernel.name)), b"none").expect("written");

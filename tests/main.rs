@@ -11,6 +11,7 @@ mod emulator;
 mod experts;
 mod filetests;
 mod golden;
+mod gpu;
 mod images;
 mod inputs;
 mod models;

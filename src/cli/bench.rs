@@ -3,17 +3,15 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use awqc_cpu::{Activations, CpuError, Isa};
-use awqc_ir::{Group, Quant};
 use serde_json::json;
 
+use super::kernels::{self, KernelArgs};
 use super::{Context, print_json};
 use crate::bandwidth::bandwidth;
-use crate::bench::{Row, SHAPES, Subject, Test, kernel, measure};
-use crate::engine::{EngineArgs, Where, cpu, device, on_device};
+use crate::bench::{Row, Subject, Test, measure};
+use crate::engine::{EngineArgs, cpu, device, on_device};
 use crate::failure::{Exit, Failure};
 use crate::model::Model;
-use crate::order::orders;
 use crate::progress::{print, say};
 use crate::rss;
 
@@ -42,10 +40,12 @@ pub(super) struct Args {
     json: bool,
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    kernels: KernelArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Output {
+pub(super) enum Output {
     /// A markdown table.
     Md,
     /// Comma-separated values with a header.
@@ -60,11 +60,14 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     }
     let output = if args.json { Output::Json } else { args.output };
     let kernels_only = args.model.as_os_str() == "kernels" && !args.model.exists();
+    if !kernels_only {
+        args.kernels.refuse()?;
+    }
     if args.prompt == 0 && args.generate == 0 && !kernels_only {
         return Err(Failure::new(Exit::Usage, "--prompt 0 and --generate 0 together measure nothing"));
     }
     if kernels_only {
-        return kernels(context, args, output);
+        return kernels::run(context, &args.kernels, &args.engine, output);
     }
     let begin = Instant::now();
     let model = Model::open(&args.model)?;
@@ -80,6 +83,16 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     for test in tests.into_iter().filter(|t| !matches!(t, Test::Prompt(0) | Test::Generate(0))) {
         rows.push(measure(session, test, args.depth, args.repetitions, limit, &context.interrupt)?);
     }
+    let device_token_ms = match args.generate {
+        0 => None,
+        _ => {
+            session.reset();
+            if args.depth > 0 {
+                session.run(&vec![0; args.depth])?;
+            }
+            session.device_seconds()?.map(|s| 1e3 * s)
+        }
+    };
     let name = args.model.file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy());
     match output {
         Output::Json => print_json(&json!({
@@ -90,6 +103,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
             "load_to_first_token_seconds": first_token,
             "read_gigabytes_per_second": limit,
             "peak_rss_bytes": rss::peak(),
+            "device_token_ms": device_token_ms,
             "tests": rows,
         })),
         Output::Md | Output::Csv => {
@@ -97,6 +111,9 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
                 "{:.1} MB of weights a token; memory reads {limit:.1} GB/s; load to first token {first_token:.2} s",
                 bytes as f64 / 1e6
             ));
+            if let Some(ms) = device_token_ms {
+                say(&format!("the device needs {ms:.3} ms for a token and the choice of the next"));
+            }
             let header =
                 ["model", "isa", "threads", "test", "t/s", "±", "median", "GB/s", "% of read", "p50 ms", "p99 ms"];
             let cells = |r: &Row| {
@@ -147,110 +164,7 @@ fn open<'m>(context: &Context, args: &Args, model: &'m Model, room: usize) -> Re
     })
 }
 
-/// Single products over the instruction sets that the machine has.
-fn kernels(context: &Context, args: &Args, output: Output) -> Result<(), Failure> {
-    let quant = Quant { bits: 4, symmetric: false, group: Group::Size(128) };
-    if args.engine.device == Some(Where::Cuda) {
-        return products(context, quant, output);
-    }
-    let isas: Vec<Isa> = match args.engine.isa {
-        Some(isa) if !isa.is_available() => {
-            return Err(CpuError::Feature(isa.name()).into());
-        }
-        Some(isa) if !args.engine.act.is_none_or(|act| act.works_with(isa)) => {
-            return Err(CpuError::Bf16(isa.name()).into());
-        }
-        Some(isa) => vec![isa],
-        None => {
-            let fits = |isa: &Isa| *isa != Isa::Scalar && args.engine.act.is_none_or(|act| act.works_with(*isa));
-            Isa::available().into_iter().filter(fits).collect()
-        }
-    };
-    if isas.is_empty() {
-        return Err(CpuError::Feature(Isa::Amx.name()).into());
-    }
-    let mut rows = Vec::new();
-    for shape in SHAPES {
-        for tokens in [1, 8, 32, 512] {
-            for isa in &isas {
-                context.interrupt.check()?;
-                rows.push(kernel(
-                    shape,
-                    tokens,
-                    quant,
-                    *isa,
-                    args.engine.act.unwrap_or(Activations::fastest(*isa)),
-                    context.threads,
-                )?);
-            }
-        }
-    }
-    let limit = bandwidth(context.threads);
-    let orders = orders(isas.last().copied().unwrap_or(Isa::Scalar));
-    if output == Output::Json {
-        return print_json(&json!({
-            "type": quant.to_string(),
-            "threads": context.threads,
-            "read_gigabytes_per_second": limit,
-            "kernels": rows,
-            "orders": orders,
-        }));
-    }
-    say(&format!("{quant}, {} threads; memory reads {limit:.1} GB/s", context.threads));
-    let header = ["rows", "cols", "tokens", "isa", "act", "µs", "GB/s", "GOP/s"];
-    let cells = rows.iter().map(|k| {
-        vec![
-            k.rows.to_string(),
-            k.cols.to_string(),
-            k.tokens.to_string(),
-            k.isa.to_owned(),
-            k.act.to_owned(),
-            format!("{:.0}", k.microseconds),
-            format!("{:.1}", k.gigabytes_per_second),
-            format!("{:.0}", k.gigaops),
-        ]
-    });
-    print(&table(output, &header, cells));
-    say("the order of 4-bit codes, one thread, weights in the cache");
-    let header = ["layout", "order", "10⁹ weights/s", "gain"];
-    let cells = orders
-        .iter()
-        .map(|o| vec![o.layout.clone(), o.order.to_owned(), format!("{:.1}", o.gigaweights), format!("{:.2}", o.gain)]);
-    print(&table(output, &header, cells));
-    Ok(())
-}
-
-/// Single products on the device.
-fn products(context: &Context, quant: Quant, output: Output) -> Result<(), Failure> {
-    let (device, limit, rows) =
-        crate::device::products(&SHAPES, &[1, 2, 4, 8, 16, 64, 512, 2048], quant, &context.interrupt)?;
-    if output == Output::Json {
-        let report = json!({
-            "type": quant.to_string(),
-            "device": device,
-            "copy_gigabytes_per_second": limit,
-            "products": rows,
-        });
-        return print_json(&report);
-    }
-    say(&format!("{quant} on {device}; memory copies {limit:.0} GB/s, reads and writes together"));
-    let header = ["rows", "cols", "tokens", "µs", "GB/s", "% of copy", "TOP/s"];
-    let cells = rows.iter().map(|p| {
-        vec![
-            p.rows.to_string(),
-            p.cols.to_string(),
-            p.tokens.to_string(),
-            format!("{:.1}", p.microseconds),
-            format!("{:.0}", p.gigabytes_per_second),
-            format!("{:.0}", 100.0 * p.bandwidth_share),
-            format!("{:.1}", p.teraops),
-        ]
-    });
-    print(&table(output, &header, cells));
-    Ok(())
-}
-
-fn table(output: Output, header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+pub(super) fn table(output: Output, header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let header = || header.iter().map(|h| (*h).to_owned()).collect::<Vec<_>>();
     if output == Output::Csv {
         let lines = std::iter::once(header()).chain(rows).map(|cells| cells.join(",") + "\n");

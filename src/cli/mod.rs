@@ -8,6 +8,7 @@ mod dump;
 mod errors;
 mod eval;
 mod explain;
+mod kernels;
 mod list;
 mod opt;
 mod run;

@@ -43,6 +43,8 @@ pub struct Request<'a> {
     pub registry: &'a Registry,
     /// The model.
     pub model: &'a Path,
+    /// The seed of random weights in place of the model's own: `model` is a configuration.
+    pub random: Option<u64>,
     /// What for.
     pub target: &'static Target,
     /// The quantization of linear weights.
@@ -96,7 +98,10 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
         checks::own_statistics(&request.statistics)?;
     }
     let staging = Staging::create(&request.out, request.existing).map_err(output::emit_failure)?;
-    let model = Model::open(request.model)?;
+    let model = match request.random {
+        None => Model::open(request.model)?,
+        Some(seed) => Model::open_random(request.model, seed)?,
+    };
     compilable(&model, &pipeline)?;
     checks::refuse_overlap(request.model, &request.out)?;
     if !request.quiet {
@@ -141,7 +146,11 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     }
 
     let work = request.resume.then(|| {
-        let parts = [("pipeline", json!(pipeline)), ("calibration text", digest(&windows))];
+        let parts = [
+            ("pipeline", json!(pipeline)),
+            ("calibration text", digest(&windows)),
+            ("random weights", json!(request.random)),
+        ];
         Work::open(&request.out, &fingerprint(request.model, parts))
     });
     let work = work.transpose()?;

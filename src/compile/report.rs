@@ -44,6 +44,9 @@ pub struct Report {
     pub target: String,
     /// The pipeline as it ran.
     pub pipeline: String,
+    /// The seed of random weights, if the model has no others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub random_weights: Option<u64>,
     /// Where calibration tokens came from, and how many.
     pub calibration: Json,
     /// Weights in linears, embedding and norms.
@@ -82,6 +85,7 @@ pub(super) fn report(
     Report {
         target: request.target.name.to_owned(),
         pipeline: pipeline.to_owned(),
+        random_weights: request.random,
         calibration,
         parameters: tally.parameters,
         quantized_parameters: tally.quantized,

@@ -3,9 +3,11 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool")]
 
 mod arm;
+mod binaries;
 mod demo;
 mod docs;
 mod goldens;
+mod gpu;
 mod run;
 mod test;
 mod vnni;
@@ -18,6 +20,8 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   test              format, lints, all tests, documentation check: what continuous integration runs
   arm               build for 64-bit ARM, run the CPU back end's tests on emulated processors (part of `test` where it can be had)
   vnni              run the CPU kernels' tests on an emulated x86 processor with AVX-512 VNNI (Debian; fetches the emulator)
+  gpu [OPTION...]   test and measure on the machine's NVIDIA device, one report (`gpu --help` says more)
+  gpu-prepare DIR   put the programs there that `gpu --with DIR` needs on a machine without Rust
   docs [--check]    write docs/passes.md from the passes' own documentation, or check that it is up to date
   goldens [DIR]     make golden checkpoints with PyTorch in a scratch environment (default: target/goldens)";
 
@@ -29,6 +33,12 @@ fn main() -> ExitCode {
         ["test"] => test::test(),
         ["arm"] => arm::arm(),
         ["vnni"] => vnni::vnni(),
+        ["gpu", "--help"] => {
+            println!("{}", gpu::USAGE);
+            Ok(())
+        }
+        ["gpu", options @ ..] => gpu::Options::parse(options).and_then(|o| gpu::gpu(&o)),
+        ["gpu-prepare", dir] => gpu::prepare(dir),
         ["docs"] => docs::docs(docs::Mode::Write),
         ["docs", "--check"] => docs::docs(docs::Mode::Check),
         ["goldens"] => goldens::goldens("target/goldens"),

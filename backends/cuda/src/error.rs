@@ -92,6 +92,18 @@ pub enum CudaError {
         /// Rows of the table.
         rows: usize,
     },
+    /// A kernel on the device computes something else than the processor.
+    #[error(
+        "the device computes {what} wrongly: it is off by {error:.1e} of the largest result, {bound:.0e} is allowed"
+    )]
+    Wrong {
+        /// What was computed.
+        what: String,
+        /// The largest difference, relative to the largest result.
+        error: f64,
+        /// What it may be.
+        bound: f64,
+    },
     /// A weight could not be read.
     #[error(transparent)]
     Exec(#[from] ExecError),

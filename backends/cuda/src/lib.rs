@@ -18,6 +18,6 @@ pub mod probe;
 pub mod session;
 
 pub use error::CudaError;
-pub use lower::{Lowered, check, lower};
+pub use lower::{Lowered, Product, check, lower, product};
 pub use nvrtc::Nvrtc;
 pub use session::Session;

@@ -78,7 +78,7 @@ impl Nvrtc {
     /// # Errors
     /// When it is nowhere, or its headers are not beside it; the message says what would help.
     pub fn open(folders: &[PathBuf]) -> Result<Self, CudaError> {
-        let below = ["", "lib64", "lib", "cuda_nvrtc/lib", "targets/x86_64-linux/lib"];
+        let below = ["", "lib64", "lib", "cuda_nvrtc/lib", "cu13/lib", "targets/x86_64-linux/lib"];
         let own = folders.iter().flat_map(|f| below.map(|b| f.join(b)));
         let usual = ["/usr/local/cuda/lib64", "/opt/cuda/lib64"].map(PathBuf::from);
         let places: Vec<PathBuf> =
@@ -190,8 +190,10 @@ fn includes(library: &Path, folders: &[PathBuf]) -> Vec<PathBuf> {
     let mut roots: Vec<PathBuf> = folders.to_vec();
     roots.extend(library.ancestors().skip(1).take(4).map(Path::to_path_buf));
     roots.extend(["/usr/local/cuda", "/opt/cuda", "/usr"].map(PathBuf::from));
-    let below = ["include", "cuda_runtime/include", "cuda_cccl/include", "targets/x86_64-linux/include"];
-    let all = roots.iter().flat_map(|r| below.map(|b| r.join(b)));
+    let below =
+        ["include", "cuda_runtime/include", "cuda_cccl/include", "cu13/include", "targets/x86_64-linux/include"];
+    // Since version 13, toolkits keep `nv/target` in a folder of its own.
+    let all = roots.iter().flat_map(|r| below.map(|b| r.join(b))).flat_map(|p| [p.join("cccl"), p]);
     let mut out: Vec<PathBuf> = Vec::new();
     for path in all.filter(|p| p.join("cuda_fp16.h").is_file() || p.join("nv/target").is_file()) {
         if !out.contains(&path) {

@@ -2,7 +2,6 @@
 //! there are.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
 use std::path::Path;
 
 use awqc_ir::Elem;
@@ -76,7 +75,7 @@ pub(super) struct ModelEnv<'a> {
     path: &'a Path,
     config: &'a Map<String, Json>,
     dtype: Elem,
-    tensors: &'a BTreeSet<String>,
+    has: &'a dyn Fn(&str) -> bool,
     /// The first thing that was asked for and is wrong; the language only knows values that are not there.
     error: RefCell<Option<ImportError>>,
 }
@@ -86,9 +85,9 @@ impl<'a> ModelEnv<'a> {
         path: &'a Path,
         config: &'a Map<String, Json>,
         dtype: Elem,
-        tensors: &'a BTreeSet<String>,
+        has: &'a dyn Fn(&str) -> bool,
     ) -> Self {
-        Self { path, config, dtype, tensors, error: RefCell::new(None) }
+        Self { path, config, dtype, has, error: RefCell::new(None) }
     }
 
     /// What went wrong in a look-up, if anything did.
@@ -167,6 +166,6 @@ impl Env for ModelEnv<'_> {
     }
 
     fn tensor(&self, name: &str) -> bool {
-        self.tensors.contains(name)
+        (self.has)(name)
     }
 }

@@ -80,13 +80,8 @@ pub(crate) fn instantiate(
     let empty = empty_biases(&view, family, &env)?;
     names.retain(|n| !empty.contains(n));
     names.extend(packed);
-    let model = ModelEnv::new(path, config, elem.unwrap_or_else(|| dominant(&view)), &names);
-    let parsed = awqc_ir::parse_with(&family.template, &model);
-    if let Some(error) = model.into_error() {
-        return Err(error);
-    }
-    let mut module = parsed
-        .map_err(|e| ImportError::text(path, format!("the template arch/{} cannot be filled in: {e}", family.file)))?;
+    let elem = elem.unwrap_or_else(|| dominant(&view));
+    let mut module = fill(path, family, config, elem, &|name| names.contains(name))?;
     let tables = module.regions.iter().flat_map(tables).collect();
     let mut fit = Fit {
         view: &view,
@@ -113,6 +108,42 @@ pub(crate) fn instantiate(
         return Ok(Instance { module, source: Arc::new(view), notes });
     }
     Ok(Instance { module, source: Arc::new(Unpacked::new(Arc::new(view), recoded, hidden)), notes })
+}
+
+/// Fills in the template alone: tensors that need not be there are, where the configuration asks for them.
+pub(crate) fn template(
+    path: &Path,
+    family: &Family,
+    config: &Map<String, Json>,
+    elem: Elem,
+) -> Result<Module, ImportError> {
+    for rule in &family.keys {
+        rule.check(path, config)?;
+    }
+    let env = ConfigEnv { path, config, number: None };
+    let mut asked: Vec<&Pattern> = Vec::new();
+    for (pattern, when) in &family.only {
+        if truth(&when.0, &env)? {
+            asked.push(pattern);
+        }
+    }
+    fill(path, family, config, elem, &|name| asked.iter().any(|p| p.matches(name).is_some()))
+}
+
+/// The module that the template becomes with this configuration and these tensors.
+fn fill(
+    path: &Path,
+    family: &Family,
+    config: &Map<String, Json>,
+    elem: Elem,
+    has: &dyn Fn(&str) -> bool,
+) -> Result<Module, ImportError> {
+    let model = ModelEnv::new(path, config, elem, has);
+    let parsed = awqc_ir::parse_with(&family.template, &model);
+    if let Some(error) = model.into_error() {
+        return Err(error);
+    }
+    parsed.map_err(|e| ImportError::text(path, format!("the template arch/{} cannot be filled in: {e}", family.file)))
 }
 
 /// What is said first of tensors that would fit another family better, or this one under other names.

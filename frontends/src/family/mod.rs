@@ -10,7 +10,7 @@ mod parse;
 mod pattern;
 mod rope;
 
-pub(crate) use instantiate::{Instance, instantiate};
+pub(crate) use instantiate::{Instance, instantiate, template};
 pub use pattern::Pattern;
 
 use std::path::Path;

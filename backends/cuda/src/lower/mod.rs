@@ -6,6 +6,7 @@
 
 mod constants;
 mod flat;
+mod product;
 mod schedule;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,7 @@ use crate::kernels::rows::{Map, Zip};
 use crate::plan::{Ints, Plan, Table, VERSION};
 
 pub use constants::check;
+pub use product::{Product, product};
 
 /// Tokens of a pass through the body.
 const CHUNK: usize = 512;

@@ -13,7 +13,7 @@ use crate::kernels::{Float, argmax, dense, gemm, gemv};
 use crate::plan::{Extent, FEW, Given, Kernel, Launch, Part, Place};
 
 /// Values start at multiples of so many bytes.
-const ALIGN: usize = 256;
+pub(super) const ALIGN: usize = 256;
 /// Blocks that a decoding attention should have, so that a device is busy with it.
 const BLOCKS: usize = 256;
 /// The most parts that positions are cut into.

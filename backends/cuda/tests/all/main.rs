@@ -3,6 +3,7 @@
 mod attention;
 #[path = "../emulator/mod.rs"]
 mod emulator;
+mod probe;
 mod products;
 mod rows;
 mod support;

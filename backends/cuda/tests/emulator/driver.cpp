@@ -1,8 +1,12 @@
-// The part of the CUDA driver that awqc calls, on a CPU. Kernels are linked in (`kernels.cpp`), so modules are empty.
+// The part of the CUDA driver that awqc calls, on a CPU. Kernels are linked in (`kernels.cpp`), and modules then empty,
+// or come from the imitation of NVRTC as shared libraries.
 // New memory is filled with NaN.
+#include <dlfcn.h>
+#include <elf.h>
 #include <functional>
 #include <map>
 #include <string>
+#include <unistd.h>
 #include <utility>
 #include <vector>
 
@@ -203,9 +207,26 @@ Status cuMemcpyDtoDAsync_v2(Pointer to, Pointer from, size_t bytes, void *) {
     submit([=] { std::memcpy(reinterpret_cast<void *>(to), reinterpret_cast<void *>(from), bytes); });
     return 0;
 }
-Status cuModuleLoadData(void **module, const void *) { return *module = &used, 0; }
-Status cuModuleUnload(void *) { return 0; }
-Status cuModuleGetFunction(void **function, void *, const char *name) {
+// A shared library, in the place of machine code; null if the kernels are linked in.
+static void *load(const void *image) {
+    if (std::strncmp(static_cast<const char *>(image), ELFMAG, SELFMAG) != 0) return nullptr;
+    const auto *header = static_cast<const Elf64_Ehdr *>(image);
+    // The section headers are the last part of the file.
+    const size_t bytes = header->e_shoff + size_t(header->e_shnum) * header->e_shentsize;
+    char path[] = "/tmp/emulated-module-XXXXXX";
+    const int file = mkstemp(path);
+    const bool written = file >= 0 && write(file, image, bytes) == ssize_t(bytes);
+    close(file);
+    void *library = written ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : nullptr;
+    if (!library) std::fprintf(stderr, "emulator: %s\n", dlerror());
+    unlink(path);
+    return library;
+}
+Status cuModuleLoadData(void **module, const void *image) { return *module = load(image), 0; }
+Status cuModuleUnload(void *module) { return module ? dlclose(module) : 0; }
+Status cuModuleGetFunction(void **function, void *module, const char *name) {
+    const auto *one = module ? static_cast<const Kernel *>(dlsym(module, "emulated_kernel")) : nullptr;
+    if (one && std::string(one->name) == name) return *function = const_cast<Kernel *>(one), 0;
     for (const Kernel &kernel : KERNELS)
         if (std::string(kernel.name) == name) return *function = const_cast<Kernel *>(&kernel), 0;
     return 500;
