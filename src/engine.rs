@@ -9,6 +9,7 @@ use awqc_passes::Tensor;
 
 use crate::device::has_kernels;
 use crate::failure::{Exit, Failure};
+use crate::interrupt::Interrupt;
 use crate::model::Model;
 use crate::progress::say;
 use crate::target::Target;
@@ -209,13 +210,14 @@ pub fn engine<'m>(
     args: &EngineArgs,
     context: usize,
     threads: usize,
+    interrupt: &Interrupt,
 ) -> Result<Box<dyn Engine + 'm>, Failure> {
     if on_device(model, args) {
         return Ok(Box::new(device(model, args, context)?));
     }
     if packed(model) {
         args.refuse_device()?;
-        return Ok(Box::new(cpu(model, args, context, threads)?));
+        return Ok(Box::new(cpu(model, args, context, threads)?.with_interrupt(interrupt.flag())));
     }
     args.refuse()?;
     let module = verify(&model.module).map_err(|d| Failure::new(Exit::BadInput, d))?;
@@ -272,6 +274,7 @@ impl From<CpuError> for Failure {
                 let have: Vec<&str> = Isa::available().iter().map(|i| i.name()).collect();
                 Self::new(Exit::Unsupported, error).help(format!("it has {}", have.join(", ")))
             }
+            CpuError::Interrupted => Self::interrupted(),
             CpuError::Memory { .. } => Self::new(Exit::Memory, error).help("ask for less room with --ctx"),
             CpuError::Bf16(_) => Self::new(Exit::Usage, error).help("leave out --act, or --isa"),
             CpuError::Context { .. } => {

@@ -221,7 +221,7 @@ impl<'a> Scorer<'a> {
     ) -> Result<Self, Failure> {
         if packed(model) || on_device(model, args) {
             let longest = windows.iter().map(Vec::len).max().unwrap_or(0);
-            return Ok(Self::InTurn { session: engine(model, args, longest, threads)?, windows });
+            return Ok(Self::InTurn { session: engine(model, args, longest, threads, watched.interrupt)?, windows });
         }
         Ok(Self::Together(ready(&model.module, model.source.as_ref(), windows, label, watched)?))
     }

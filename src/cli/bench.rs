@@ -154,7 +154,7 @@ fn open<'m>(context: &Context, args: &Args, model: &'m Model, room: usize) -> Re
         let (runs_on, bandwidth) = (session.device().name().to_owned(), crate::device::bandwidth(session.device())?);
         return Ok(Opened { session: Box::new(session), runs_on, threads: 1, bandwidth });
     }
-    let session = cpu(model, &args.engine, room, context.threads)?;
+    let session = cpu(model, &args.engine, room, context.threads)?.with_interrupt(context.interrupt.flag());
     let options = *session.options();
     Ok(Opened {
         session: Box::new(session),

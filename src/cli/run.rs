@@ -91,7 +91,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
         .help("make more room, or lower --max-tokens"));
     }
     let pixels = images.map(|images| pixels(&model, &images, &args.image)).transpose()?;
-    let mut engine = engine(&model, &args.engine, needed, context.threads)?;
+    let mut engine = engine(&model, &args.engine, needed, context.threads, &context.interrupt)?;
     if let Some(pixels) = pixels {
         engine.see(pixels)?;
     }

@@ -62,6 +62,9 @@ pub enum CpuError {
         /// Positions that there is room for.
         room: usize,
     },
+    /// The flag of [`Session::with_interrupt`] was set.
+    #[error("interrupted")]
+    Interrupted,
     /// A token or position that a table does not have.
     #[error("index {id} is outside the embedding table of {rows} rows")]
     Index {

@@ -5,7 +5,8 @@ mod experts;
 mod rows;
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use awqc_exec::Logits;
 use awqc_exec::host::elementwise;
@@ -57,6 +58,7 @@ pub struct Session<'a> {
     vocabulary: usize,
     /// Token ids and positions of the current chunk.
     ids: Vec<i32>,
+    interrupt: Arc<AtomicBool>,
 }
 
 /// A program and what it works on.
@@ -122,7 +124,14 @@ impl<'a> Session<'a> {
             past: 0,
             vocabulary,
             ids: Vec::new(),
+            interrupt: Arc::default(),
         })
+    }
+
+    /// Ends a pass of many tokens at the next piece of them once the flag is set.
+    #[must_use]
+    pub fn with_interrupt(self, flag: Arc<AtomicBool>) -> Self {
+        Self { interrupt: flag, ..self }
     }
 
     /// Positions that have been seen since the last reset.
@@ -176,7 +185,7 @@ impl<'a> Session<'a> {
     ///
     /// # Errors
     /// When the sequence would be longer than the caches, or an id is outside the embedding table: nothing has changed
-    /// then.
+    /// then. And when the user interrupts: some of the tokens are seen then.
     pub fn forward(&mut self, ids: &[i32], logits: Logits) -> Result<Tensor, CpuError> {
         let mut data = Vec::new();
         self.forward_each(ids, logits, &mut |_, row| data.extend_from_slice(row))?;
@@ -197,6 +206,9 @@ impl<'a> Session<'a> {
         let length = self.past + ids.len();
         for (i, chunk) in ids.chunks(self.body.arena.capacity()).enumerate() {
             let first = i * self.body.arena.capacity();
+            if first > 0 && self.interrupt.load(Ordering::Relaxed) {
+                return Err(CpuError::Interrupted);
+            }
             self.ids.clear();
             self.ids.extend_from_slice(chunk);
             let work = Work { ids: &self.ids, past: self.past, length, caches: &self.caches, options: &self.options };
