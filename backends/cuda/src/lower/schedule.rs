@@ -9,7 +9,7 @@ use crate::arch::Arch;
 use crate::emit::Source;
 use crate::kernels::attend::{self, Shape};
 use crate::kernels::rows::{Kind, Out, Row, Rows, Step};
-use crate::kernels::{Float, argmax, dense, gemm, gemv};
+use crate::kernels::{Float, argmax, dense, flash, gemm, gemv};
 use crate::plan::{Extent, FEW, Given, Kernel, Launch, Part, Place};
 
 /// Values start at multiples of so many bytes.
@@ -406,22 +406,33 @@ impl Maker<'_, '_> {
                 self.launch(kernel, grid, args, true, true);
             }
             Flat::Attend { q, keys, values, out, .. } => {
-                let args = |this: &Self, to| {
-                    vec![this.row(*q).place, this.row(*keys).place, this.row(*values).place, to, call]
-                };
                 for many in [false, true] {
                     let Some(shape) = shape(self.program, step, many.then_some(1))? else { continue };
                     let out = self.row(*out).place;
                     let split = shape.splits > 1;
                     let to = if split { Place::Arena(partials) } else { out };
-                    let kernel = self.kernels.get(format!("attend {shape:?}"), |a| attend::source(a, &shape))?;
-                    let grid = [Extent::Fixed(shape.heads as u32), single, Extent::Fixed(shape.splits as u32)];
-                    self.launch(kernel, grid, args(self, to), !many, many);
+                    let args = vec![self.row(*q).place, self.row(*keys).place, self.row(*values).place, to, call];
+                    let heads = Extent::Fixed(shape.heads as u32);
+                    let (kernel, grid) = match flash::covers(&shape) {
+                        Ok(()) if many => {
+                            let kernel = self.kernels.get(format!("flash {shape:?}"), |a| flash::source(a, &shape))?;
+                            (kernel, [heads, Extent::Tokens(flash::tokens(&shape)), one])
+                        }
+                        why => {
+                            if let (true, Err(why)) = (many, why) {
+                                let slow = "runs without tensor cores: long prompts are slow";
+                                self.kernels.remark(format!("attention {why} {slow}"));
+                            }
+                            let kernel =
+                                self.kernels.get(format!("attend {shape:?}"), |a| attend::source(a, &shape))?;
+                            (kernel, [heads, single, Extent::Fixed(shape.splits as u32)])
+                        }
+                    };
+                    self.launch(kernel, grid, args, !many, many);
                     if split {
                         let key = format!("join {shape:?}");
                         let kernel = self.kernels.get(key, |a| attend::join_source(a, &shape))?;
-                        let grid = [Extent::Fixed(shape.heads as u32), single, one];
-                        self.launch(kernel, grid, vec![Place::Arena(partials), out], !many, many);
+                        self.launch(kernel, [heads, single, one], vec![Place::Arena(partials), out], !many, many);
                     }
                 }
             }

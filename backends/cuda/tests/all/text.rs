@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use awqc_cuda::arch::{ARCHS, Arch};
 use awqc_cuda::emit::Source;
 use awqc_cuda::kernels::rows::{Kind, Map, Out, Row, Rows, Step, Zip};
-use awqc_cuda::kernels::{Float, argmax, attend, dense, gemm, gemv};
+use awqc_cuda::kernels::{Float, argmax, attend, dense, flash, gemm, gemv};
 use awqc_cuda::{CudaError, Nvrtc};
-use awqc_ir::op::Sdpa;
+use awqc_ir::op::{Alibi, Sdpa};
 use awqc_ir::tiles::Tiles;
 use awqc_ir::{Group, Quant};
 
@@ -44,6 +44,21 @@ fn kernels(arch: &Arch) -> Vec<Source> {
         let shape = attend::Shape::of(&op, columns, columns, true, splits).expect("a shape");
         out.push(attend::source(arch, &shape).expect("a kernel"));
         out.extend((splits > 1).then(|| attend::join_source(arch, &shape).expect("a kernel")));
+    }
+    let alibi = Some(Alibi { max: 8.0, scale: 1.0 });
+    let every = [
+        (op(None, None), 64, 64),
+        (op(None, None), 80, 80),
+        (op(None, None), 96, 96),
+        (op(None, None), 128, 128),
+        (Sdpa { alibi, ..op(None, None) }, 128, 128),
+        (op(Some(4096), Some(50.0)), 128, 128),
+        (op(None, None), 192, 128),
+        (op(Some(4096), Some(50.0)), 256, 256),
+    ];
+    for (op, key, value) in every {
+        let shape = attend::Shape::of(&op, key, value, true, 1).expect("a shape");
+        out.push(flash::source(arch, &shape).expect("a kernel"));
     }
     for of in [Float::F32, Float::F16, Float::Bf16] {
         out.push(dense::source(arch, of, 32000, 4096, false).expect("a kernel"));
