@@ -6,6 +6,7 @@
 
 mod constants;
 mod flat;
+mod memory;
 mod schedule;
 
 use std::collections::BTreeMap;
@@ -39,7 +40,7 @@ pub struct Lowered {
     pub plan: Plan,
     /// The kernels.
     pub kernels: Vec<Source>,
-    /// What runs slower than it could, for people.
+    /// For people: what runs slower than it could, and what was chosen for a device of a certain size.
     pub remarks: Vec<String>,
 }
 
@@ -114,7 +115,8 @@ pub fn lower(module: Verified<'_>, source: &dyn TensorSource, arch: &Arch) -> Re
         chosen,
     };
     plan.check().map_err(CudaError::Artefact)?;
-    Ok(Lowered { plan, kernels: kernels.sources, remarks: kernels.remarks })
+    let remarks = kernels.remarks();
+    Ok(Lowered { plan, kernels: kernels.sources, remarks })
 }
 
 /// What a region's value is in the flat program.

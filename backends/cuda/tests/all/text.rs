@@ -36,6 +36,8 @@ fn kernels(arch: &Arch) -> Vec<Source> {
         let shape = Tiles::of(quant, 4096, 4096).expect("a shape");
         out.push(gemv::source(arch, &shape, bits == 4).expect("a kernel"));
         out.push(gemm::source(arch, &shape, bits == 4).expect("a kernel"));
+        let narrow = Tiles::of(quant, 1536, 8960).expect("a shape");
+        out.push(gemv::split_source(arch, &narrow, bits == 4, 5).expect("a kernel"));
     }
     let op = |window, softcap| Sdpa { causal: true, heads: 32, kv_heads: 8, scale: None, window, softcap, alibi: None };
     for (op, columns, splits) in
@@ -94,6 +96,21 @@ fn kernels(arch: &Arch) -> Vec<Source> {
     ];
     out.push(Rows { steps, args }.source(arch).expect("a kernel"));
     out
+}
+
+/// Sums are written, then seen by all, then counted; and counted before they are read.
+#[test]
+fn blocks_that_share_rows_are_ordered_by_fences() {
+    let quant = Quant { bits: 4, symmetric: false, group: Group::Size(128) };
+    let shape = Tiles::of(quant, 896, 4864).expect("a shape");
+    let arch = Arch::find(90).expect("an architecture");
+    let text = gemv::split_source(arch, &shape, false, 3).expect("a kernel").text;
+    let mut rest = text.as_str();
+    let (fence, sync) = ("__threadfence();", "__syncthreads();");
+    let all = ["partials[", fence, sync, "atomicAdd(", sync, fence, "partials[", "y["];
+    for word in all {
+        rest = rest.split_once(word).unwrap_or_else(|| panic!("{word} is missing in\n{text}")).1;
+    }
 }
 
 /// The code generator keeps tables in an order that differs from one to the next, also within a process.
