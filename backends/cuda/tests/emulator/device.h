@@ -114,6 +114,7 @@ struct alignas(4) __nv_bfloat162 {
 };
 
 // Fast forms of functions, by their exact ones.
+static inline float rsqrt(float x) { return 1.0f / std::sqrt(x); }
 static inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 static inline float __frsqrt_rn(float x) { return 1.0f / std::sqrt(x); }
 

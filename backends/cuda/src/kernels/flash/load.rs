@@ -40,6 +40,18 @@ pub(super) fn load_query(
     a
 }
 
+/// The position in the tile, and the unit of its key, of this thread's load `i`. Of wide heads a thread stays with one
+/// position, which takes fewer registers.
+#[cube]
+fn key_place(#[comptime] i: u32, #[comptime] spec: Spec) -> (u32, u32) {
+    if comptime!(spec.stashed) {
+        (UNIT_POS_X / 8, UNIT_POS_X % 8 + comptime!(8 * i))
+    } else {
+        let at = UNIT_POS_X + comptime!(i * spec.threads());
+        (at / comptime!(4 * spec.steps), at % comptime!(4 * spec.steps))
+    }
+}
+
 /// This thread's part of the keys from position `base` on: 0 from `end` on, and beyond the last column.
 #[cube]
 pub(super) fn load_keys(
@@ -53,9 +65,8 @@ pub(super) fn load_keys(
     let units = comptime!(Spec::units(spec.shape.key));
     #[unroll]
     for i in 0..comptime!(spec.key_loads()) {
-        let at = UNIT_POS_X + comptime!(i * spec.threads());
-        let position = base + at / comptime!(4 * spec.steps);
-        let unit = at % comptime!(4 * spec.steps);
+        let (place, unit) = key_place(i, spec);
+        let position = base + place;
         let mut eight = Eight::new(0u32);
         if position < end && unit < units {
             eight = keys[((position * comptime!(spec.shape.kv_heads as u32) + kv) * units + unit) as usize];
@@ -70,14 +81,9 @@ pub(super) fn load_keys(
 pub(super) fn store_keys(tile: &mut SharedMemory<Eight>, part: &Array<Eight>, #[comptime] spec: Spec) {
     #[unroll]
     for i in 0..comptime!(spec.key_loads()) {
-        let at = UNIT_POS_X + comptime!(i * spec.threads());
-        let position = at / comptime!(4 * spec.steps);
-        let unit = at % comptime!(4 * spec.steps);
+        let (position, unit) = key_place(i, spec);
         let row = position / 32 * 32 + position % 8 / 2 * 8 + position % 32 / 8 * 2 + position % 2;
-        // The last load may have no position left for some threads.
-        let even = comptime!(spec.key_loads() * spec.threads() == spec.positions * 4 * spec.steps);
-        let there = if comptime!(even) { true.runtime() } else { position < comptime!(spec.positions) };
-        if there {
+        if unit < comptime!(4 * spec.steps) {
             tile[(row * comptime!(spec.key_pitch) + unit) as usize] = part[comptime!(i as usize)];
         }
     }

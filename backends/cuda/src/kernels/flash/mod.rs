@@ -93,7 +93,7 @@ impl Spec {
 
     /// Loads of a thread for the keys of a tile.
     fn key_loads(&self) -> u32 {
-        (self.positions * 4 * self.steps).div_ceil(self.threads())
+        if self.stashed { self.steps.div_ceil(2) } else { self.positions * 4 * self.steps / self.threads() }
     }
 
     /// Columns of a load of values.
@@ -118,6 +118,10 @@ pub fn covers(shape: &Shape) -> Result<(), String> {
     }
     if key.max(value) > MOST {
         return Err(format!("with heads of more than {MOST} columns"));
+    }
+    // Their sums alone take half of the registers.
+    if value > NARROW && value > key {
+        return Err(format!("with values of {value} columns and keys of {key}"));
     }
     if !pitch.is_multiple_of(4) || !col.is_multiple_of(4) {
         return Err("whose queries do not begin at multiples of 16 bytes".into());
@@ -277,11 +281,16 @@ fn flash<O: Float, N: Size>(
         let mut total = totals[half];
         total += plane_shuffle_xor(total, 1u32);
         total += plane_shuffle_xor(total, 2u32);
+        // Totals are at least 1. A division has a path for others, which takes registers that wide heads do not have;
+        // a step of Newton's method makes up for the approximate root.
+        let root = total.inverse_sqrt();
+        let near = root * root;
+        let factor = near * (2.0f32 - total * near);
         let at = token + comptime!(8 * half as u32);
         if at < tokens {
             #[unroll]
             for n in 0..comptime!(Spec::units(spec.shape.value)) {
-                let mean = sums[comptime!(n as usize)][half] / Sums::new(total);
+                let mean = sums[comptime!(n as usize)][half] * Sums::new(factor);
                 let col = (at * comptime!(spec.shape.heads as u32) + head) * comptime!(spec.shape.value as u32 / 2)
                     + comptime!(n * 4)
                     + quarter;
