@@ -18,6 +18,7 @@ pub mod gemm;
 pub mod gemv;
 pub mod rows;
 pub(crate) mod tile;
+pub mod top;
 
 /// The type of stored floats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

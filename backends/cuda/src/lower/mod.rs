@@ -19,7 +19,7 @@ use awqc_ir::{FusedDef, Region, TensorSource, ValueId, Verified, WeightId};
 
 use self::constants::{Constants, Matrix};
 use self::flat::{By, Flat, FlatProgram, Home, Var};
-use self::schedule::{Kernels, schedule};
+use self::schedule::{ALIGN, Kernels, schedule};
 use crate::CudaError;
 use crate::arch::Arch;
 use crate::emit::Source;
@@ -95,6 +95,7 @@ pub fn lower(module: Verified<'_>, source: &dyn TensorSource, arch: &Arch) -> Re
     let logits = head.results.first().map_or(0, |r| r.0);
     let chosen = body.bytes + head.bytes;
     let choice = kernels.choice(vocabulary, logits, chosen)?;
+    let (top, arena_bytes) = kernels.top(vocabulary, logits, (chosen + 4).next_multiple_of(ALIGN))?;
     let plan = Plan {
         version: VERSION,
         arch: arch.sm,
@@ -102,7 +103,7 @@ pub fn lower(module: Verified<'_>, source: &dyn TensorSource, arch: &Arch) -> Re
         head_chunk: HEAD_CHUNK,
         vocabulary,
         logits,
-        arena_bytes: chosen + 4,
+        arena_bytes,
         bytes_per_token: body.weight_bytes + head.weight_bytes,
         kernels: kernels.list(),
         constants: cx.constants.list,
@@ -113,6 +114,7 @@ pub fn lower(module: Verified<'_>, source: &dyn TensorSource, arch: &Arch) -> Re
         head: head.part,
         choice,
         chosen,
+        top,
     };
     plan.check().map_err(CudaError::Artefact)?;
     let remarks = kernels.remarks();

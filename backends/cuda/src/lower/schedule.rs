@@ -10,8 +10,8 @@ use crate::arch::Arch;
 use crate::emit::Source;
 use crate::kernels::attend::{self, Shape};
 use crate::kernels::rows::{Kind, Out, Row, Rows, Step};
-use crate::kernels::{Float, argmax, dense, divide, flash, gemm, gemv};
-use crate::plan::{Extent, FEW, Given, Kernel, Launch, Part, Place};
+use crate::kernels::{Float, argmax, dense, divide, flash, gemm, gemv, top};
+use crate::plan::{Extent, FEW, Given, Kernel, Launch, Part, Place, Top};
 
 /// Values start at multiples of so many bytes.
 pub(super) const ALIGN: usize = 256;
@@ -54,6 +54,24 @@ impl<'a> Kernels<'a> {
         let kernel = self.get(format!("argmax {vocabulary}"), |arch| argmax::source(arch, vocabulary))?;
         let grid = [Extent::Fixed(1), Extent::Fixed(1), Extent::Fixed(1)];
         Ok(Launch { kernel, grid, args: vec![Place::Arena(from), Place::Arena(to)] })
+    }
+
+    /// Finds the largest of the logits at `from`, with memory from `base` on; and where that ends.
+    pub(super) fn top(&mut self, vocabulary: usize, from: usize, base: usize) -> Result<(Top, usize), CudaError> {
+        let (mut launches, mut end, mut found) = (Vec::new(), base, base);
+        let mut candidates = vec![Place::Arena(from)];
+        for (i, count) in top::rounds(vocabulary).into_iter().enumerate() {
+            let kernel = self.get(format!("top {count} {i}"), |arch| top::source(arch, count, i == 0))?;
+            let blocks = top::blocks(count);
+            let values = end;
+            let ids = values + 4 * blocks * top::KEPT as usize;
+            end = (ids + 4 * blocks * top::KEPT as usize).next_multiple_of(ALIGN);
+            let kept = vec![Place::Arena(values), Place::Arena(ids)];
+            let grid = [Extent::Fixed(blocks as u32), Extent::Fixed(1), Extent::Fixed(1)];
+            launches.push(Launch { kernel, grid, args: [candidates, kept.clone()].concat() });
+            (candidates, found) = (kept, values);
+        }
+        Ok((Top { launches, count: top::KEPT as usize, found }, end))
     }
 
     pub(super) fn list(&self) -> Vec<Kernel> {

@@ -1,9 +1,10 @@
-//! Attention, float products and the largest logit against their formulas in f64.
+//! Attention, float products and the largest logits against their formulas in f64.
 
 use awqc_cuda::arch::Arch;
+use awqc_cuda::driver::Buffer;
 use awqc_cuda::emit::Source;
 use awqc_cuda::kernels::attend::{Shape, join_source, source};
-use awqc_cuda::kernels::{Float, argmax, dense, flash};
+use awqc_cuda::kernels::{Float, argmax, dense, flash, top};
 use awqc_ir::op::{Alibi, Sdpa};
 use half::{bf16, f16};
 
@@ -230,4 +231,39 @@ fn the_largest_logit_is_the_first_of_equals() {
     bench.launch(&kernel, [1, 2, 1], &[bench.f32(&logits).address(), out.address()]);
     let bits: Vec<u32> = bench.read_f32(&out).iter().map(|v| v.to_bits()).collect();
     assert_eq!(bits, [700, 1]);
+}
+
+#[test]
+fn the_largest_logits_come_in_total_order() {
+    let arch = Arch::find(89).expect("an architecture");
+    let launches = |width| -> Vec<Source> {
+        let counts = top::rounds(width).into_iter().enumerate();
+        counts.map(|(i, count)| top::source(arch, count, i == 0).expect("a kernel")).collect()
+    };
+    let widths = [10, 64, 2048, 2049, 70_000];
+    let kernels = widths.map(launches);
+    assert_eq!(kernels.each_ref().map(Vec::len), [1, 1, 1, 2, 3]);
+    let bench = Bench::new(kernels.iter().flatten());
+    for (width, kernels) in widths.into_iter().zip(&kernels) {
+        let mut logits = Random::new(width as u64).floats(width);
+        // Equal ones, and what has no usual order.
+        logits.iter_mut().skip(3).step_by(width.div_ceil(40)).for_each(|v| *v = 0.999);
+        logits[..5].copy_from_slice(&[f32::NAN, f32::INFINITY, -0.0, 0.0, f32::NEG_INFINITY]);
+        let mut want: Vec<(f32, u32)> = logits.iter().copied().zip(0..).collect();
+        want.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        let mut candidates = vec![bench.f32(&logits)];
+        for (kernel, count) in kernels.iter().zip(top::rounds(width)) {
+            let blocks = top::blocks(count);
+            let kept = vec![0; blocks * top::KEPT as usize];
+            let next = vec![bench.u32(&kept), bench.u32(&kept)];
+            let args: Vec<_> = candidates.iter().chain(&next).map(Buffer::address).collect();
+            bench.launch(kernel, [blocks as u32, 1, 1], &args);
+            candidates = next;
+        }
+        let (values, ids) = (bench.read_f32(&candidates[0]), bench.read_f32(&candidates[1]));
+        for (i, (value, id)) in want.iter().take(top::KEPT as usize).enumerate() {
+            assert_eq!((values[i].to_bits(), ids[i].to_bits()), (value.to_bits(), *id), "{i} of {width}");
+        }
+        assert!(ids.iter().skip(width).all(|id| id.to_bits() == u32::MAX), "{width}: candidates that are none");
+    }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use awqc_cuda::arch::{ARCHS, Arch};
 use awqc_cuda::emit::Source;
 use awqc_cuda::kernels::rows::{Kind, Map, Out, Row, Rows, Step, Zip};
-use awqc_cuda::kernels::{Float, argmax, attend, dense, flash, gemm, gemv};
+use awqc_cuda::kernels::{Float, argmax, attend, dense, flash, gemm, gemv, top};
 use awqc_cuda::{CudaError, Nvrtc};
 use awqc_ir::op::{Alibi, Sdpa};
 use awqc_ir::tiles::Tiles;
@@ -70,6 +70,7 @@ fn kernels(arch: &Arch) -> Vec<Source> {
         out.push(dense::source(arch, of, 32000, 4096, false).expect("a kernel"));
     }
     out.push(argmax::source(arch, 32000).expect("a kernel"));
+    out.extend([true, false].map(|first| top::source(arch, 32000, first).expect("a kernel")));
     let row = |arg, pitch| Row { arg, pitch, col: 0 };
     let args = vec![Kind::F32, Kind::F32, Kind::Parameter, Kind::F16, Kind::Table(Float::Bf16), Kind::Ints, Kind::F32];
     let x = row(0, 4096);
