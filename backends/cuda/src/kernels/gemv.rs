@@ -21,6 +21,8 @@ use crate::emit::{Args, Source, emit, fence};
 
 /// Tokens of a block.
 pub const TOKENS: u32 = 8;
+// Blocks that share a panel have one counter, so they must be of the same tokens.
+const _: () = assert!(crate::plan::FEW <= TOKENS as usize);
 
 /// f32 numbers that a block leaves for the one that joins them.
 const SUMS: u32 = ROWS * TOKENS;

@@ -432,3 +432,34 @@ impl RowArgs {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use awqc_ir::tiles::Tiles;
+    use awqc_ir::{Group, Quant};
+
+    #[test]
+    fn a_product_that_is_divided_has_room_for_its_parts() {
+        let quant = Quant { bits: 4, symmetric: false, group: Group::Size(128) };
+        let shape = Tiles::of(quant, 40, 9728).unwrap();
+        let mut flat = FlatProgram::default();
+        let (x, out) = (flat.value(shape.cols(), Home::F16), flat.value(shape.rows(), Home::F32));
+        flat.given = vec![x];
+        flat.steps = vec![Flat::Packed { weight: 0, shape, bias: None, x, out }];
+        flat.results = vec![out];
+        let mut kernels = Kernels::new(Arch::find(90).unwrap());
+        let base = 2 * FEW * shape.cols();
+        let done = schedule(&flat, FEW, base, &[(0, shape.cols())], &mut kernels).unwrap();
+        let [launch] = done.part.few.as_slice() else { panic!("{:?}", done.part.few) };
+        let Extent::Fixed(splits) = launch.grid[2] else { panic!("{launch:?}") };
+        assert!(splits > 1, "{launch:?}");
+        let call = Place::Given(Given::Call);
+        let [.., Place::Arena(y), first, Place::Arena(parts), last] = launch.args[..] else { panic!("{launch:?}") };
+        assert_eq!((first, last), (call, call));
+        let end = parts + 4 * gemv::partials(&shape, splits as usize);
+        assert!(parts >= y + 4 * FEW * shape.rows() && end <= base + done.bytes, "{launch:?}, {} bytes", done.bytes);
+        let remarks = kernels.remarks();
+        assert!(remarks[0].contains(&format!("[40,9728] among {splits}")), "{remarks:?}");
+    }
+}
