@@ -30,6 +30,15 @@ pub trait Engine {
         Ok(None)
     }
 
+    /// The `count` largest logits behind `id` and their tokens, in the order of [`crate::sample::Sampling::draw`], where the
+    /// engine finds them without handing out all logits. Nothing, and nothing is computed, where it does not.
+    ///
+    /// # Errors
+    /// As [`Engine::forward`].
+    fn largest(&mut self, _id: i32, _count: usize) -> Result<Option<Vec<(usize, f32)>>, Failure> {
+        Ok(None)
+    }
+
     /// Begins a text with images, `[N,C,H,W]`.
     ///
     /// # Errors
@@ -70,6 +79,10 @@ impl Engine for awqc_cpu::Session<'_> {
 impl Engine for awqc_cuda::Session {
     fn likeliest(&mut self, id: i32) -> Result<Option<i32>, Failure> {
         Ok(Some(self.next(id)?))
+    }
+
+    fn largest(&mut self, id: i32, count: usize) -> Result<Option<Vec<(usize, f32)>>, Failure> {
+        Ok(Self::largest(self, id, count)?)
     }
 
     fn forward(&mut self, ids: &[i32], logits: Logits) -> Result<Tensor, Failure> {

@@ -48,8 +48,7 @@ pub fn generate(
 ) -> Result<Vec<i32>, Failure> {
     let mut rng = fastrand::Rng::with_seed(settings.seed);
     let mut new = Vec::new();
-    let mut choose = |logits: &[f32]| i32::try_from(settings.sampling.choose(logits, &mut rng)).unwrap_or(i32::MAX);
-    let mut token = choose(&engine.forward(prompt, Logits::Last)?.data);
+    let mut token = id(settings.sampling.choose(&engine.forward(prompt, Logits::Last)?.data, &mut rng));
     while new.len() < settings.max_tokens && interrupt.check().is_ok() {
         if settings.stop.contains(&token) {
             break;
@@ -58,13 +57,28 @@ pub fn generate(
         if !show(token) || new.len() == settings.max_tokens {
             break;
         }
-        let likeliest = if settings.sampling.is_greedy() { engine.likeliest(token)? } else { None };
-        token = match likeliest {
-            Some(next) => next,
-            None => choose(&engine.forward(&[token], Logits::Last)?.data),
-        };
+        token = next(engine, token, settings.sampling, &mut rng)?;
     }
     Ok(new)
+}
+
+/// The token behind `token`, from as few logits as the engine can hand out: the same in any case.
+fn next(engine: &mut dyn Engine, token: i32, sampling: Sampling, rng: &mut fastrand::Rng) -> Result<i32, Failure> {
+    if sampling.is_greedy() {
+        if let Some(next) = engine.likeliest(token)? {
+            return Ok(next);
+        }
+    } else if sampling.top_k > 0
+        && let Some(kept) = engine.largest(token, sampling.top_k)?
+    {
+        return Ok(id(sampling.draw(&kept, rng)));
+    }
+    Ok(id(sampling.choose(&engine.forward(&[token], Logits::Last)?.data, rng)))
+}
+
+/// The token at this place of the vocabulary.
+fn id(place: usize) -> i32 {
+    i32::try_from(place).unwrap_or(i32::MAX)
 }
 
 /// `count` windows of `length` tokens that the model writes itself by plain sampling, from its start-of-text token (or,

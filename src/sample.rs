@@ -35,9 +35,15 @@ impl Sampling {
         if self.top_p < 1.0 || keep < logits.len() {
             order.sort_unstable_by(descending);
         }
-        let top = order.iter().map(|i| logits[*i]).fold(f32::NEG_INFINITY, f32::max);
-        let mut weights: Vec<f64> =
-            order.iter().map(|i| f64::from((logits[*i] - top) / self.temperature).exp()).collect();
+        let kept: Vec<(usize, f32)> = order.into_iter().map(|i| (i, logits[i])).collect();
+        self.draw(&kept, rng)
+    }
+
+    /// One of the logits that `top_k` keeps, given with their tokens: larger ones first as [`f32::total_cmp`] orders them,
+    /// and of equals the smaller token, if there are fewer than the vocabulary has.
+    pub fn draw(self, kept: &[(usize, f32)], rng: &mut fastrand::Rng) -> usize {
+        let top = kept.iter().map(|(_, v)| *v).fold(f32::NEG_INFINITY, f32::max);
+        let mut weights: Vec<f64> = kept.iter().map(|(_, v)| f64::from((v - top) / self.temperature).exp()).collect();
         if self.top_p < 1.0 {
             let total: f64 = weights.iter().sum();
             let mut sum = 0.0;
@@ -48,13 +54,13 @@ impl Sampling {
             weights.truncate(enough.map_or(weights.len(), |i| i + 1));
         }
         let mut left = rng.f64() * weights.iter().sum::<f64>();
-        for (i, w) in order.iter().zip(&weights) {
+        for ((token, _), w) in kept.iter().zip(&weights) {
             left -= w;
             if left <= 0.0 {
-                return *i;
+                return *token;
             }
         }
-        order.first().copied().unwrap_or(0)
+        kept.first().map_or(0, |(token, _)| *token)
     }
 }
 

@@ -122,6 +122,19 @@ fn compare(folders: &[PathBuf], pipeline: &str, quant: Quant, bound: f32) {
             "{name}: token {next} is not the likeliest"
         );
         assert_eq!(cuda.position(), ids.len() + 2, "{name}");
+        // And those with the largest ones, in order.
+        let logits = {
+            cuda.reset();
+            cuda.forward(&ids[..1], Logits::Last).unwrap_or_else(|e| panic!("{name}: {e}")).data
+        };
+        cuda.reset();
+        let count = 5.min(logits.len() - 1);
+        let largest = cuda.largest(ids[0], count).unwrap_or_else(|e| panic!("{name}: {e}")).expect("few are asked for");
+        let mut sorted: Vec<(usize, f32)> = logits.iter().copied().enumerate().collect();
+        sorted.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        assert_eq!(largest, sorted[..count], "{name}");
+        assert_eq!(cuda.largest(ids[0], logits.len()).expect("nothing is computed"), None, "{name}");
+        assert_eq!(cuda.position(), 1, "{name}");
     }
 }
 

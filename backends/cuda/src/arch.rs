@@ -3,7 +3,7 @@
 use crate::CudaError;
 
 /// One architecture. Sizes are those of NVIDIA's CUDA C++ Programming Guide, table "Technical Specifications per Compute
-/// Capability".
+/// Capability"; multiprocessors and bandwidth are those of the data sheet of one device, the first of `summary`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arch {
     /// Compute capability times ten: what follows `sm_`.
@@ -20,6 +20,10 @@ pub struct Arch {
     pub registers_sm: usize,
     /// The most registers of a thread.
     pub registers_thread: usize,
+    /// Multiprocessors of the typical device.
+    pub multiprocessors: usize,
+    /// What its memory delivers in a second, in 10⁹ bytes.
+    pub gigabytes_per_second: usize,
     /// Shapes `(m, n, k)` of the tensor-core products of f16 with sums in f32.
     pub mma: &'static [(usize, usize, usize)],
 }
@@ -36,26 +40,32 @@ pub const ARCHS: &[Arch] = &[
         warps_sm: 64,
         registers_sm: 64 << 10,
         registers_thread: 255,
+        multiprocessors: 108,
+        gigabytes_per_second: 1555,
         mma: MMA,
     },
     Arch {
         sm: 86,
-        summary: "Ampere: RTX 30, A10, A40",
+        summary: "Ampere: RTX 3090 and others of that series, A10, A40",
         shared_bytes: 99 << 10,
         shared_bytes_sm: 100 << 10,
         warps_sm: 48,
         registers_sm: 64 << 10,
         registers_thread: 255,
+        multiprocessors: 82,
+        gigabytes_per_second: 936,
         mma: MMA,
     },
     Arch {
         sm: 89,
-        summary: "Ada: RTX 40, L4, L40",
+        summary: "Ada: RTX 4090 and others of that series, L4, L40",
         shared_bytes: 99 << 10,
         shared_bytes_sm: 100 << 10,
         warps_sm: 48,
         registers_sm: 64 << 10,
         registers_thread: 255,
+        multiprocessors: 128,
+        gigabytes_per_second: 1008,
         mma: MMA,
     },
     Arch {
@@ -66,6 +76,8 @@ pub const ARCHS: &[Arch] = &[
         warps_sm: 64,
         registers_sm: 64 << 10,
         registers_thread: 255,
+        multiprocessors: 132,
+        gigabytes_per_second: 3350,
         mma: MMA,
     },
 ];

@@ -46,10 +46,12 @@ pub struct Plan {
     pub choice: Launch,
     /// Where it leaves the token's id.
     pub chosen: usize,
+    /// Finds the largest logits of a token.
+    pub top: Top,
 }
 
 /// Version of the format.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// A kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,6 +134,18 @@ pub struct Launch {
     pub args: Vec<Place>,
 }
 
+/// How the largest logits of a token are found, in order: see [`crate::kernels::top`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Top {
+    /// The launches.
+    pub launches: Vec<Launch>,
+    /// How many are found; fewer if the vocabulary has fewer.
+    pub count: usize,
+    /// Where their values are, f32 `[count]`, by offset in bytes; behind them their ids, u32 `[count]`.
+    pub found: usize,
+}
+
 /// A number of blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -211,7 +225,7 @@ impl Plan {
             ));
         }
         let parts = [&self.body, &self.head].into_iter().flat_map(|p| p.few.iter().chain(&p.many));
-        for launch in parts.chain([&self.choice]) {
+        for launch in parts.chain([&self.choice]).chain(&self.top.launches) {
             let Some(kernel) = self.kernels.get(launch.kernel) else {
                 return Err(format!("the plan launches kernel {}, it has {}", launch.kernel, self.kernels.len()));
             };
@@ -233,6 +247,10 @@ impl Plan {
             if let Some(place) = launch.args.iter().find(|p| !inside(p)) {
                 return Err(format!("kernel {} is given {place:?}, which the plan does not have", kernel.name));
             }
+        }
+        let end = self.top.count.checked_mul(8).and_then(|bytes| bytes.checked_add(self.top.found));
+        if end.is_none_or(|end| end > self.arena_bytes) {
+            return Err(format!("the plan leaves the {} largest logits outside its memory", self.top.count));
         }
         Ok(())
     }

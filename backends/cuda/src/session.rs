@@ -30,8 +30,8 @@ pub struct Session {
     caches: Vec<Buffer>,
     /// What comes with a call, for few and for many tokens.
     given: [Inputs; 2],
-    /// The launches of one token, without and with the choice of the next.
-    steps: [Option<Graph>; 2],
+    /// The launches of one token, for each [`Next`].
+    steps: [Option<Graph>; 3],
     context: usize,
     past: usize,
 }
@@ -43,6 +43,8 @@ enum Next {
     Logits = 0,
     /// The device looks for the largest.
     Choice = 1,
+    /// The device looks for the largest ones.
+    Top = 2,
 }
 
 /// Memory for what comes with a call.
@@ -106,7 +108,7 @@ impl Session {
             arena,
             caches,
             given,
-            steps: [None, None],
+            steps: [None, None, None],
             context,
             past: 0,
         })
@@ -187,6 +189,28 @@ impl Session {
         self.device.download(&self.arena, self.plan.chosen, &mut bytes)?;
         self.past += 1;
         Ok(i32::from_le_bytes(bytes))
+    }
+
+    /// The `count` largest logits behind `id`, which continues what the session has seen, and the tokens that they belong
+    /// to: larger ones first, as [`f32::total_cmp`] orders them, and of equals the smaller token. Nothing, and nothing is
+    /// computed, if the device does not look for so many, or all logits are asked for.
+    ///
+    /// # Errors
+    /// As [`Session::forward`].
+    pub fn largest(&mut self, id: i32, count: usize) -> Result<Option<Vec<(usize, f32)>>, CudaError> {
+        let kept = self.plan.top.count;
+        if count > kept || count >= self.plan.vocabulary {
+            return Ok(None);
+        }
+        self.check(&[id])?;
+        self.give(&[id], self.past + 1)?;
+        self.token(Next::Top)?;
+        let mut bytes = vec![0; 8 * kept];
+        self.device.download(&self.arena, self.plan.top.found, &mut bytes)?;
+        self.past += 1;
+        let (values, ids) = bytes.split_at(4 * kept);
+        let pairs = ids.as_chunks::<4>().0.iter().zip(values.as_chunks::<4>().0);
+        Ok(Some(pairs.take(count).map(|(id, v)| (u32::from_le_bytes(*id) as usize, f32::from_le_bytes(*v))).collect()))
     }
 
     /// Seconds that the launches of one token take on the device, at the current position, again and again.
@@ -286,6 +310,7 @@ impl Session {
         match next {
             Next::Logits => Ok(()),
             Next::Choice => self.run(std::slice::from_ref(&self.plan.choice), 1, 1, 0),
+            Next::Top => self.run(&self.plan.top.launches, 1, 1, 0),
         }
     }
 

@@ -6,6 +6,7 @@
 //! else, and a captured graph stays valid.
 
 mod normal;
+mod ordering;
 
 use std::sync::{Mutex, PoisonError};
 
@@ -24,6 +25,8 @@ use cubecl_cpp::{DialectWmmaCompiler, register_supported_types};
 
 use crate::CudaError;
 use crate::arch::Arch;
+
+pub(crate) use ordering::fence;
 
 /// The generator numbers temporaries with a counter of the process that it sets to 0 for each kernel: one at a time.
 static GENERATOR: Mutex<()> = Mutex::new(());

@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use super::ordering;
+
 /// The entry's name in the generator's text.
 pub(super) const ENTRY: &str = "awqc_entry";
 
@@ -37,7 +39,7 @@ pub(super) fn normal(stem: &str, args: &[String], raw: &str) -> Result<Normal, S
     let mut names = Names::default();
     let own = args.iter().enumerate().map(|(i, name)| (format!("buffer_{i}"), name.clone()));
     names.known.extend(own);
-    let statements: Vec<String> = statements.iter().map(|line| names.rename(line)).collect();
+    let statements: Vec<String> = statements.iter().map(|line| names.rename(ordering::line(line))).collect();
     let mut declarations: Vec<String> = declarations.iter().map(|line| names.rename(line)).collect();
     declarations.sort_by_key(|line| (number(line), line.clone()));
     let mut text = head;

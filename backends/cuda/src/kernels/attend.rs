@@ -20,7 +20,7 @@ use crate::emit::{Args, Source, emit};
 /// Threads of a block.
 pub const THREADS: u32 = 128;
 /// A score below all others.
-const LOWEST: f32 = -1e30;
+pub(super) const LOWEST: f32 = -1e30;
 
 /// The sizes of an attention.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -107,8 +107,7 @@ struct Spec {
     col: u32,
     scale: f32,
     window: u32,
-    cap: f32,
-    alibi: Option<(f32, f32)>,
+    shape: Shape,
     splits: u32,
     load: u32,
     lanes: u32,
@@ -127,8 +126,7 @@ impl Spec {
             col: s.col as u32,
             scale: s.scale,
             window: s.window.map_or(0, |w| u32::try_from(w).unwrap_or(0)),
-            cap: s.softcap.unwrap_or(0.0),
-            alibi: s.alibi,
+            shape: *s,
             splits: s.splits as u32,
             load: s.load(),
             lanes: s.lanes(),
@@ -227,12 +225,7 @@ fn attend<O: Float, N: Size>(
         for step in 0..comptime!(spec.lanes.ilog2()) {
             score += plane_shuffle_xor(score, comptime!(1u32 << step));
         }
-        if comptime!(spec.cap > 0.0) {
-            score = comptime!(spec.cap) * tanh(score / comptime!(spec.cap));
-        }
-        if comptime!(spec.alibi.is_some()) {
-            score += slope(head, spec) * f32::cast_from(p);
-        }
+        score = bend(score, p, head, comptime!(spec.shape));
         let next = select(there, max(highest, score), highest);
         let keep = (highest - next).exp();
         let own = select(there, (score - next).exp(), 0.0f32);
@@ -294,11 +287,26 @@ fn attend<O: Float, N: Size>(
     }
 }
 
+/// The score with position `p`, capped and biased.
+#[cube]
+pub(super) fn bend(score: f32, p: u32, head: u32, #[comptime] shape: Shape) -> f32 {
+    let mut score = score;
+    if comptime!(shape.softcap.is_some()) {
+        let cap = comptime!(shape.softcap.unwrap_or(1.0));
+        score = cap * tanh(score / cap);
+    }
+    if comptime!(shape.alibi.is_some()) {
+        score += slope(head, shape) * f32::cast_from(p);
+    }
+    score
+}
+
 /// The slope of a head's linear bias: see [`awqc_ir::op::sdpa::Alibi`].
 #[cube]
-fn slope(head: u32, #[comptime] spec: Spec) -> f32 {
-    let (most, scale) = comptime!(spec.alibi.unwrap_or((0.0, 0.0)));
-    let whole = comptime!(if spec.heads.is_power_of_two() { spec.heads } else { spec.heads.next_power_of_two() / 2 });
+fn slope(head: u32, #[comptime] shape: Shape) -> f32 {
+    let (most, scale) = comptime!(shape.alibi.unwrap_or((0.0, 0.0)));
+    let heads = comptime!(shape.heads as u32);
+    let whole = comptime!(if heads.is_power_of_two() { heads } else { heads.next_power_of_two() / 2 });
     let exponent = select(
         head < whole,
         f32::cast_from(head + 1) * comptime!(most / whole as f32),

@@ -12,10 +12,13 @@
 pub mod argmax;
 pub mod attend;
 pub mod dense;
+pub mod divide;
+pub mod flash;
 pub mod gemm;
 pub mod gemv;
 pub mod rows;
 pub(crate) mod tile;
+pub mod top;
 
 /// The type of stored floats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -54,9 +57,12 @@ pub enum Call {
     Tokens = 0,
     /// Position of the first of them: tokens that the caches hold.
     Past = 1,
+    /// The first of the counters of [`gemv::split_source`]: blocks of 16 rows that are done, 0 before and after each
+    /// launch.
+    Counters = 4,
 }
 
 impl Call {
     /// Words of the array.
-    pub const WORDS: usize = 4;
+    pub const WORDS: usize = Call::Counters as usize + divide::PANELS;
 }

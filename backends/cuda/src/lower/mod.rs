@@ -6,6 +6,7 @@
 
 mod constants;
 mod flat;
+mod memory;
 mod product;
 mod schedule;
 
@@ -19,7 +20,7 @@ use awqc_ir::{FusedDef, Region, TensorSource, ValueId, Verified, WeightId};
 
 use self::constants::{Constants, Matrix};
 use self::flat::{By, Flat, FlatProgram, Home, Var};
-use self::schedule::{Kernels, schedule};
+use self::schedule::{ALIGN, Kernels, schedule};
 use crate::CudaError;
 use crate::arch::Arch;
 use crate::emit::Source;
@@ -41,7 +42,7 @@ pub struct Lowered {
     pub plan: Plan,
     /// The kernels.
     pub kernels: Vec<Source>,
-    /// What runs slower than it could, for people.
+    /// For people: what runs slower than it could, and what was chosen for a device of a certain size.
     pub remarks: Vec<String>,
 }
 
@@ -96,6 +97,7 @@ pub fn lower(module: Verified<'_>, source: &dyn TensorSource, arch: &Arch) -> Re
     let logits = head.results.first().map_or(0, |r| r.0);
     let chosen = body.bytes + head.bytes;
     let choice = kernels.choice(vocabulary, logits, chosen)?;
+    let (top, arena_bytes) = kernels.top(vocabulary, logits, (chosen + 4).next_multiple_of(ALIGN))?;
     let plan = Plan {
         version: VERSION,
         arch: arch.sm,
@@ -103,7 +105,7 @@ pub fn lower(module: Verified<'_>, source: &dyn TensorSource, arch: &Arch) -> Re
         head_chunk: HEAD_CHUNK,
         vocabulary,
         logits,
-        arena_bytes: chosen + 4,
+        arena_bytes,
         bytes_per_token: body.weight_bytes + head.weight_bytes,
         kernels: kernels.list(),
         constants: cx.constants.list,
@@ -114,9 +116,11 @@ pub fn lower(module: Verified<'_>, source: &dyn TensorSource, arch: &Arch) -> Re
         head: head.part,
         choice,
         chosen,
+        top,
     };
     plan.check().map_err(CudaError::Artefact)?;
-    Ok(Lowered { plan, kernels: kernels.sources, remarks: kernels.remarks })
+    let remarks = kernels.remarks();
+    Ok(Lowered { plan, kernels: kernels.sources, remarks })
 }
 
 /// What a region's value is in the flat program.

@@ -4,13 +4,14 @@
 use std::collections::BTreeMap;
 
 use super::flat::{By, Flat, FlatProgram, Home, Var};
+use super::memory::Memory;
 use crate::CudaError;
 use crate::arch::Arch;
 use crate::emit::Source;
 use crate::kernels::attend::{self, Shape};
 use crate::kernels::rows::{Kind, Out, Row, Rows, Step};
-use crate::kernels::{Float, argmax, dense, gemm, gemv};
-use crate::plan::{Extent, FEW, Given, Kernel, Launch, Part, Place};
+use crate::kernels::{Float, argmax, dense, divide, flash, gemm, gemv, top};
+use crate::plan::{Extent, FEW, Given, Kernel, Launch, Part, Place, Top};
 
 /// Values start at multiples of so many bytes.
 pub(super) const ALIGN: usize = 256;
@@ -25,12 +26,14 @@ pub(super) struct Kernels<'a> {
     pub(super) sources: Vec<Source>,
     /// What was asked for, and the kernel that it became.
     known: BTreeMap<String, usize>,
-    pub(super) remarks: Vec<String>,
+    /// Products whose columns are divided among blocks: rows and columns, and blocks.
+    divided: BTreeMap<(usize, usize), usize>,
+    remarks: Vec<String>,
 }
 
 impl<'a> Kernels<'a> {
     pub(super) fn new(arch: &'a Arch) -> Self {
-        Self { arch, sources: Vec::new(), known: BTreeMap::new(), remarks: Vec::new() }
+        Self { arch, sources: Vec::new(), known: BTreeMap::new(), divided: BTreeMap::new(), remarks: Vec::new() }
     }
 
     fn get(&mut self, key: String, make: impl FnOnce(&Arch) -> Result<Source, CudaError>) -> Result<usize, CudaError> {
@@ -53,6 +56,24 @@ impl<'a> Kernels<'a> {
         Ok(Launch { kernel, grid, args: vec![Place::Arena(from), Place::Arena(to)] })
     }
 
+    /// Finds the largest of the logits at `from`, with memory from `base` on; and where that ends.
+    pub(super) fn top(&mut self, vocabulary: usize, from: usize, base: usize) -> Result<(Top, usize), CudaError> {
+        let (mut launches, mut end, mut found) = (Vec::new(), base, base);
+        let mut candidates = vec![Place::Arena(from)];
+        for (i, count) in top::rounds(vocabulary).into_iter().enumerate() {
+            let kernel = self.get(format!("top {count} {i}"), |arch| top::source(arch, count, i == 0))?;
+            let blocks = top::blocks(count);
+            let values = end;
+            let ids = values + 4 * blocks * top::KEPT as usize;
+            end = (ids + 4 * blocks * top::KEPT as usize).next_multiple_of(ALIGN);
+            let kept = vec![Place::Arena(values), Place::Arena(ids)];
+            let grid = [Extent::Fixed(blocks as u32), Extent::Fixed(1), Extent::Fixed(1)];
+            launches.push(Launch { kernel, grid, args: [candidates, kept.clone()].concat() });
+            (candidates, found) = (kept, values);
+        }
+        Ok((Top { launches, count: top::KEPT as usize, found }, end))
+    }
+
     pub(super) fn list(&self) -> Vec<Kernel> {
         let kernel = |s: &Source| Kernel {
             name: s.name.clone(),
@@ -61,6 +82,26 @@ impl<'a> Kernels<'a> {
             args: s.args,
         };
         self.sources.iter().map(kernel).collect()
+    }
+
+    fn divided(&mut self, rows: usize, cols: usize, splits: usize) {
+        self.divided.insert((rows, cols), splits);
+    }
+
+    /// What people should know.
+    pub(super) fn remarks(&self) -> Vec<String> {
+        let each = |((rows, cols), splits): (&(usize, usize), &usize)| format!("[{rows},{cols}] among {splits}");
+        let divided: Vec<String> = self.divided.iter().map(each).collect();
+        let divided = (!divided.is_empty()).then(|| {
+            format!(
+                "the columns of these products are divided among blocks, as fits a device of {} multiprocessors and {} \
+                 GB/s: {}",
+                self.arch.multiprocessors,
+                self.arch.gigabytes_per_second,
+                divided.join(", ")
+            )
+        });
+        self.remarks.iter().cloned().chain(divided).collect()
     }
 
     fn remark(&mut self, text: String) {
@@ -82,7 +123,7 @@ pub(super) struct Scheduled {
 }
 
 /// A step between two launches, or several that become one.
-enum Group<'p> {
+pub(super) enum Group<'p> {
     Rows(Vec<&'p Flat>),
     One(&'p Flat),
 }
@@ -103,7 +144,7 @@ pub(super) fn schedule(
             Some(_) | None => groups.push(Group::One(step)),
         }
     }
-    let partials = partials(program, &groups)?;
+    let partials = partials(program, &groups, kernels.arch)?;
     let memory = Memory::of(program, &groups, &partials, tokens, base);
     let given = program.given.iter().copied().zip(given.iter().copied()).collect();
     let mut maker = Maker { program, kernels, memory: &memory, given, part: Part::default(), weight_bytes: 0 };
@@ -135,104 +176,13 @@ fn shape(program: &FlatProgram, step: &Flat, splits: Option<usize>) -> Result<Op
 }
 
 /// Bytes of partial results behind each group.
-fn partials(program: &FlatProgram, groups: &[Group<'_>]) -> Result<Vec<usize>, CudaError> {
-    let bytes = |group: &Group<'_>| {
-        let Group::One(step) = group else { return Ok(0) };
-        Ok(shape(program, step, None)?.map_or(0, |s| s.partials() * FEW * 4))
+fn partials(program: &FlatProgram, groups: &[Group<'_>], arch: &Arch) -> Result<Vec<usize>, CudaError> {
+    let bytes = |group: &Group<'_>| match group {
+        Group::Rows(_) => Ok(0),
+        Group::One(Flat::Packed { shape, .. }) => Ok(gemv::partials(shape, divide::splits(arch, shape)) * 4),
+        Group::One(step) => Ok(shape(program, step, None)?.map_or(0, |s| s.partials() * FEW * 4)),
     };
     groups.iter().map(bytes).collect()
-}
-
-/// Where values lie.
-struct Memory {
-    offsets: Vec<Option<usize>>,
-    partials: Vec<usize>,
-    end: usize,
-}
-
-impl Memory {
-    /// A value lies in its memory from the group that computes it to the last one that reads it. The steps of a group
-    /// run for different tokens at different times, so memory changes hands between groups only.
-    fn of(program: &FlatProgram, groups: &[Group<'_>], partials: &[usize], tokens: usize, base: usize) -> Self {
-        let mut first: Vec<Option<usize>> = vec![None; program.values.len()];
-        let mut last: Vec<usize> = vec![0; program.values.len()];
-        for (g, group) in groups.iter().enumerate() {
-            let steps = match group {
-                Group::Rows(steps) => steps.as_slice(),
-                Group::One(step) => std::slice::from_ref(step),
-            };
-            for step in steps {
-                let out = program.root(step.out()).0;
-                first[out].get_or_insert(g);
-                for var in step.reads().into_iter().map(|r| program.root(r).0).chain([out]) {
-                    last[var] = last[var].max(g);
-                }
-            }
-        }
-        program.results.iter().for_each(|r| last[program.root(*r).0] = groups.len());
-        let mut memory = Self { offsets: vec![None; program.values.len()], partials: vec![0; groups.len()], end: base };
-        // Free pieces, by offset.
-        let mut free: BTreeMap<usize, usize> = BTreeMap::new();
-        for (g, partial) in partials.iter().enumerate() {
-            for (var, value) in program.values.iter().enumerate() {
-                let size = match value.home {
-                    Home::F32 => 4,
-                    Home::F16 => 2,
-                    Home::View(..) | Home::Cache(_) => continue,
-                };
-                if first[var] == Some(g) && !program.given.contains(&var) {
-                    let bytes = (value.width * size * tokens).next_multiple_of(ALIGN);
-                    memory.offsets[var] = Some(memory.take(&mut free, bytes));
-                }
-            }
-            let bytes = partial.next_multiple_of(ALIGN);
-            memory.partials[g] = memory.take(&mut free, bytes);
-            give(&mut free, memory.partials[g], bytes);
-            for (var, value) in program.values.iter().enumerate() {
-                if let (Some(offset), true) = (memory.offsets[var], last[var] == g) {
-                    let size = if value.home == Home::F16 { 2 } else { 4 };
-                    give(&mut free, offset, (value.width * size * tokens).next_multiple_of(ALIGN));
-                }
-            }
-        }
-        memory
-    }
-
-    /// The smallest free piece that is large enough, or new memory.
-    fn take(&mut self, free: &mut BTreeMap<usize, usize>, bytes: usize) -> usize {
-        let best = free.iter().filter(|(_, size)| **size >= bytes).min_by_key(|(_, size)| **size);
-        match best.map(|(at, size)| (*at, *size)) {
-            Some((at, size)) => {
-                free.remove(&at);
-                if size > bytes {
-                    free.insert(at + bytes, size - bytes);
-                }
-                at
-            }
-            None => {
-                self.end += bytes;
-                self.end - bytes
-            }
-        }
-    }
-}
-
-/// Frees a piece; neighbours become one.
-fn give(free: &mut BTreeMap<usize, usize>, at: usize, bytes: usize) {
-    if bytes == 0 {
-        return;
-    }
-    let (mut at, mut bytes) = (at, bytes);
-    if let Some(after) = free.remove(&(at + bytes)) {
-        bytes += after;
-    }
-    if let Some((before, size)) = free.range(..at).next_back().map(|(b, s)| (*b, *s))
-        && before + size == at
-    {
-        free.remove(&before);
-        (at, bytes) = (before, size + bytes);
-    }
-    free.insert(at, bytes);
 }
 
 /// Where a value's rows lie.
@@ -381,9 +331,19 @@ impl Maker<'_, '_> {
                 self.weight_bytes += shape.total_bytes();
                 let (shape, bias) = (*shape, bias.is_some());
                 let panels = shape.panels() as u32;
-                let few = self.kernels.get(format!("gemv {shape:?} {bias}"), |a| gemv::source(a, &shape, bias))?;
-                let grid = [Extent::Fixed(panels), Extent::Tokens(gemv::TOKENS), one];
-                self.launch(few, grid, args.clone(), true, false);
+                let splits = divide::splits(self.kernels.arch, &shape);
+                if splits == 1 {
+                    let few = self.kernels.get(format!("gemv {shape:?} {bias}"), |a| gemv::source(a, &shape, bias))?;
+                    let grid = [Extent::Fixed(panels), Extent::Tokens(gemv::TOKENS), one];
+                    self.launch(few, grid, args.clone(), true, false);
+                } else {
+                    self.kernels.divided(shape.rows(), shape.cols(), splits);
+                    let key = format!("gemv {shape:?} {bias} {splits}");
+                    let few = self.kernels.get(key, |a| gemv::split_source(a, &shape, bias, splits))?;
+                    let grid = [Extent::Fixed(panels), Extent::Tokens(gemv::TOKENS), Extent::Fixed(splits as u32)];
+                    let more = [Place::Arena(partials), call];
+                    self.launch(few, grid, args.iter().copied().chain(more).collect(), true, false);
+                }
                 let many = self.kernels.get(format!("gemm {shape:?} {bias}"), |a| gemm::source(a, &shape, bias))?;
                 let grid = [Extent::Fixed(panels.div_ceil(gemm::WARPS)), Extent::Tokens(gemm::TOKENS), one];
                 self.launch(many, grid, args, false, true);
@@ -406,22 +366,33 @@ impl Maker<'_, '_> {
                 self.launch(kernel, grid, args, true, true);
             }
             Flat::Attend { q, keys, values, out, .. } => {
-                let args = |this: &Self, to| {
-                    vec![this.row(*q).place, this.row(*keys).place, this.row(*values).place, to, call]
-                };
                 for many in [false, true] {
                     let Some(shape) = shape(self.program, step, many.then_some(1))? else { continue };
                     let out = self.row(*out).place;
                     let split = shape.splits > 1;
                     let to = if split { Place::Arena(partials) } else { out };
-                    let kernel = self.kernels.get(format!("attend {shape:?}"), |a| attend::source(a, &shape))?;
-                    let grid = [Extent::Fixed(shape.heads as u32), single, Extent::Fixed(shape.splits as u32)];
-                    self.launch(kernel, grid, args(self, to), !many, many);
+                    let args = vec![self.row(*q).place, self.row(*keys).place, self.row(*values).place, to, call];
+                    let heads = Extent::Fixed(shape.heads as u32);
+                    let (kernel, grid) = match flash::covers(&shape) {
+                        Ok(()) if many => {
+                            let kernel = self.kernels.get(format!("flash {shape:?}"), |a| flash::source(a, &shape))?;
+                            (kernel, [heads, Extent::Tokens(flash::tokens(&shape)), one])
+                        }
+                        why => {
+                            if let (true, Err(why)) = (many, why) {
+                                let slow = "runs without tensor cores: long prompts are slow";
+                                self.kernels.remark(format!("attention {why} {slow}"));
+                            }
+                            let kernel =
+                                self.kernels.get(format!("attend {shape:?}"), |a| attend::source(a, &shape))?;
+                            (kernel, [heads, single, Extent::Fixed(shape.splits as u32)])
+                        }
+                    };
+                    self.launch(kernel, grid, args, !many, many);
                     if split {
                         let key = format!("join {shape:?}");
                         let kernel = self.kernels.get(key, |a| attend::join_source(a, &shape))?;
-                        let grid = [Extent::Fixed(shape.heads as u32), single, one];
-                        self.launch(kernel, grid, vec![Place::Arena(partials), out], !many, many);
+                        self.launch(kernel, [heads, single, one], vec![Place::Arena(partials), out], !many, many);
                     }
                 }
             }
@@ -465,17 +436,30 @@ impl RowArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use awqc_ir::tiles::Tiles;
+    use awqc_ir::{Group, Quant};
 
     #[test]
-    fn freed_neighbours_become_one_piece() {
-        let mut memory = Memory { offsets: Vec::new(), partials: Vec::new(), end: 0 };
-        let mut free = BTreeMap::new();
-        let at: Vec<usize> = [256, 512, 256].iter().map(|b| memory.take(&mut free, *b)).collect();
-        assert_eq!((at.as_slice(), memory.end), ([0, 256, 768].as_slice(), 1024));
-        give(&mut free, 0, 256);
-        give(&mut free, 768, 256);
-        give(&mut free, 256, 512);
-        assert_eq!(free, BTreeMap::from([(0, 1024)]));
-        assert_eq!((memory.take(&mut free, 1024), memory.end), (0, 1024));
+    fn a_product_that_is_divided_has_room_for_its_parts() {
+        let quant = Quant { bits: 4, symmetric: false, group: Group::Size(128) };
+        let shape = Tiles::of(quant, 40, 9728).unwrap();
+        let mut flat = FlatProgram::default();
+        let (x, out) = (flat.value(shape.cols(), Home::F16), flat.value(shape.rows(), Home::F32));
+        flat.given = vec![x];
+        flat.steps = vec![Flat::Packed { weight: 0, shape, bias: None, x, out }];
+        flat.results = vec![out];
+        let mut kernels = Kernels::new(Arch::find(90).unwrap());
+        let base = 2 * FEW * shape.cols();
+        let done = schedule(&flat, FEW, base, &[(0, shape.cols())], &mut kernels).unwrap();
+        let [launch] = done.part.few.as_slice() else { panic!("{:?}", done.part.few) };
+        let Extent::Fixed(splits) = launch.grid[2] else { panic!("{launch:?}") };
+        assert!(splits > 1, "{launch:?}");
+        let call = Place::Given(Given::Call);
+        let [.., Place::Arena(y), first, Place::Arena(parts), last] = launch.args[..] else { panic!("{launch:?}") };
+        assert_eq!((first, last), (call, call));
+        let end = parts + 4 * gemv::partials(&shape, splits as usize);
+        assert!(parts >= y + 4 * FEW * shape.rows() && end <= base + done.bytes, "{launch:?}, {} bytes", done.bytes);
+        let remarks = kernels.remarks();
+        assert!(remarks[0].contains(&format!("[40,9728] among {splits}")), "{remarks:?}");
     }
 }

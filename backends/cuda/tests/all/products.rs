@@ -2,7 +2,7 @@
 
 use awqc_cuda::arch::Arch;
 use awqc_cuda::emit::Source;
-use awqc_cuda::kernels::{gemm, gemv};
+use awqc_cuda::kernels::{Call, gemm, gemv};
 use awqc_exec::layout::mma16;
 use awqc_ir::Group;
 use awqc_ir::tiles::Tiles;
@@ -81,6 +81,70 @@ fn products_are_those_of_the_decoded_weights() {
             }
             // Sums are in f32, nothing else is rounded.
             let error = error(&bench.read_f32(&y), &want);
+            assert!(error < 2e-6, "{}, {tokens} tokens: {error}", kernel.name);
+        }
+    }
+}
+
+/// Several blocks share rows; which of them is last must not matter.
+#[test]
+fn columns_divided_among_blocks_add_up_in_order() {
+    let arch = Arch::find(90).expect("an architecture");
+    let size = Group::Size;
+    let cases: Vec<_> = [
+        (4, false, size(128), 37, 1152, true, 2),
+        (4, true, size(32), 20, 836, false, 7),
+        (4, false, size(16), 17, 200, true, 4),
+        (3, false, size(128), 16, 640, false, 5),
+        (2, true, Group::Row, 50, 320, true, 3),
+        (8, false, size(64), 33, 1088, false, 2),
+    ]
+    .into_iter()
+    .map(|(bits, symmetric, group, rows, cols, bias, splits)| {
+        let codes = codes(bits, symmetric, group, rows, cols);
+        let shape = mma16::shape(codes.quant, rows, cols).expect("a shape");
+        let kernel = gemv::split_source(arch, &shape, bias, splits).expect("a kernel");
+        (codes, shape, bias, splits, kernel)
+    })
+    .collect();
+    let bench = Bench::new(cases.iter().map(|c| &c.4));
+    for (codes, shape, has_bias, splits, kernel) in &cases {
+        let (rows, cols) = (codes.rows, codes.cols);
+        let weight = bench.bytes(&mma16::panels(codes).expect("panels"));
+        let numbers = decode(codes);
+        let mut random = Random::new(cols as u64);
+        let bias = random.floats(rows);
+        for tokens in [1, 3, 8] {
+            let x = rounded(&random.floats(tokens * cols));
+            let (bx, bb, call) = (bench.f16(&x), bench.f32(&bias), bench.call(tokens, 0));
+            let partials = bench.f32(&vec![f32::NAN; gemv::partials(shape, *splits)]);
+            let grid = [shape.panels() as u32, 1, *splits as u32];
+            let run = || {
+                let y = bench.f32(&vec![f32::NAN; tokens * rows]);
+                let mut args = vec![weight.address(), weight.address(), bx.address()];
+                args.extend(has_bias.then(|| bb.address()));
+                args.extend([y.address(), call.address(), partials.address(), call.address()]);
+                bench.launch(kernel, grid, &args);
+                bench.read_f32(&y)
+            };
+            // The emulator takes blocks forwards, then backwards.
+            let (one, other) = (run(), run());
+            assert_eq!(one, other, "{}, {tokens} tokens", kernel.name);
+            let words = bench.read_f32(&call);
+            assert!(
+                words[Call::Counters as usize..].iter().all(|w| w.to_bits() == 0),
+                "{}: counters stay",
+                kernel.name
+            );
+            let want: Vec<f64> = (0..tokens * rows)
+                .map(|i| {
+                    let (t, r) = (i / rows, i % rows);
+                    let products = x[t * cols..][..cols].iter().zip(&numbers[r * cols..][..cols]);
+                    let sum: f64 = products.map(|(x, w)| f64::from(*x) * w).sum();
+                    sum + if *has_bias { f64::from(bias[r]) } else { 0.0 }
+                })
+                .collect();
+            let error = error(&one, &want);
             assert!(error < 2e-6, "{}, {tokens} tokens: {error}", kernel.name);
         }
     }

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use awqc_cuda::arch::{ARCHS, Arch};
 use awqc_cuda::emit::Source;
 use awqc_cuda::kernels::rows::{Kind, Map, Out, Row, Rows, Step, Zip};
-use awqc_cuda::kernels::{Float, argmax, attend, dense, gemm, gemv};
+use awqc_cuda::kernels::{Float, argmax, attend, dense, flash, gemm, gemv, top};
 use awqc_cuda::{CudaError, Nvrtc};
-use awqc_ir::op::Sdpa;
+use awqc_ir::op::{Alibi, Sdpa};
 use awqc_ir::tiles::Tiles;
 use awqc_ir::{Group, Quant};
 
@@ -36,6 +36,8 @@ fn kernels(arch: &Arch) -> Vec<Source> {
         let shape = Tiles::of(quant, 4096, 4096).expect("a shape");
         out.push(gemv::source(arch, &shape, bits == 4).expect("a kernel"));
         out.push(gemm::source(arch, &shape, bits == 4).expect("a kernel"));
+        let narrow = Tiles::of(quant, 1536, 8960).expect("a shape");
+        out.push(gemv::split_source(arch, &narrow, bits == 4, 5).expect("a kernel"));
     }
     let op = |window, softcap| Sdpa { causal: true, heads: 32, kv_heads: 8, scale: None, window, softcap, alibi: None };
     for (op, columns, splits) in
@@ -45,10 +47,30 @@ fn kernels(arch: &Arch) -> Vec<Source> {
         out.push(attend::source(arch, &shape).expect("a kernel"));
         out.extend((splits > 1).then(|| attend::join_source(arch, &shape).expect("a kernel")));
     }
+    let alibi = Sdpa { alibi: Some(Alibi { max: 8.0, scale: 1.0 }), ..op(None, None) };
+    let every = [
+        (op(None, None), 64, 64),
+        (op(None, None), 80, 80),
+        (op(None, None), 96, 96),
+        (op(None, None), 128, 128),
+        (alibi.clone(), 128, 128),
+        (op(Some(4096), Some(50.0)), 128, 128),
+        (op(None, None), 192, 128),
+        (op(None, None), 224, 224),
+        (op(None, None), 256, 256),
+        (op(Some(4096), None), 256, 256),
+        (op(Some(4096), Some(50.0)), 256, 256),
+        (alibi, 256, 256),
+    ];
+    for (op, key, value) in every {
+        let shape = attend::Shape::of(&op, key, value, true, 1).expect("a shape");
+        out.push(flash::source(arch, &shape).expect("a kernel"));
+    }
     for of in [Float::F32, Float::F16, Float::Bf16] {
         out.push(dense::source(arch, of, 32000, 4096, false).expect("a kernel"));
     }
     out.push(argmax::source(arch, 32000).expect("a kernel"));
+    out.extend([true, false].map(|first| top::source(arch, 32000, first).expect("a kernel")));
     let row = |arg, pitch| Row { arg, pitch, col: 0 };
     let args = vec![Kind::F32, Kind::F32, Kind::Parameter, Kind::F16, Kind::Table(Float::Bf16), Kind::Ints, Kind::F32];
     let x = row(0, 4096);
@@ -79,6 +101,21 @@ fn kernels(arch: &Arch) -> Vec<Source> {
     ];
     out.push(Rows { steps, args }.source(arch).expect("a kernel"));
     out
+}
+
+/// Sums are written, then seen by all, then counted; and counted before they are read.
+#[test]
+fn blocks_that_share_rows_are_ordered_by_fences() {
+    let quant = Quant { bits: 4, symmetric: false, group: Group::Size(128) };
+    let shape = Tiles::of(quant, 896, 4864).expect("a shape");
+    let arch = Arch::find(90).expect("an architecture");
+    let text = gemv::split_source(arch, &shape, false, 3).expect("a kernel").text;
+    let mut rest = text.as_str();
+    let (fence, sync) = ("__threadfence();", "__syncthreads();");
+    let all = ["partials[", fence, sync, "atomicAdd(", sync, fence, "partials[", "y["];
+    for word in all {
+        rest = rest.split_once(word).unwrap_or_else(|| panic!("{word} is missing in\n{text}")).1;
+    }
 }
 
 /// The code generator keeps tables in an order that differs from one to the next, also within a process.
@@ -116,7 +153,9 @@ fn nvrtc_compiles_every_kernel_for_every_architecture_without_spills() {
                 r.shared_bytes,
                 r.warps_per_multiprocessor
             );
-            assert_eq!((r.spill_stores, r.spill_loads), (0, 0), "{} for {}", r.kernel, arch.name());
+            // Arrays of threads must become registers, too.
+            let memory = (r.stack, r.spill_stores, r.spill_loads);
+            assert_eq!(memory, (0, 0, 0), "stack and spills of {} for {}", r.kernel, arch.name());
             assert!(r.registers > 0 && r.registers <= arch.registers_thread, "{r:?}");
             assert!(compiled.cubin.starts_with(b"\x7fELF"), "{}", r.kernel);
             assert!(String::from_utf8_lossy(&compiled.ptx).contains(&format!(".target sm_{}", arch.sm)));

@@ -54,6 +54,19 @@ using std::min;
 static inline void __syncthreads() { emu::sync_block(); }
 static inline void __syncwarp() { emu::sync_warp(); }
 
+// Blocks run one after the other, so that memory is as its last writer left it.
+static inline void __threadfence() {}
+static inline uint32_t atomicAdd(uint32_t *at, uint32_t by) {
+    uint32_t before = *at;
+    *at = before + by;
+    return before;
+}
+static inline uint32_t atomicExch(uint32_t *at, uint32_t value) {
+    uint32_t before = *at;
+    *at = value;
+    return before;
+}
+
 template <class T> static inline T emu_exchange(T value, unsigned from) {
     emu::Warp &warp = *emu::current->warp;
     std::memcpy(warp.slots[emu::current->lane], &value, sizeof(T));
@@ -101,6 +114,7 @@ struct alignas(4) __nv_bfloat162 {
 };
 
 // Fast forms of functions, by their exact ones.
+static inline float rsqrt(float x) { return 1.0f / std::sqrt(x); }
 static inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 static inline float __frsqrt_rn(float x) { return 1.0f / std::sqrt(x); }
 

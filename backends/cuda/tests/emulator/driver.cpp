@@ -128,17 +128,19 @@ static void run_block(unsigned count) {
     }
 }
 
-static void run(const Kernel &kernel, uint3 blocks, unsigned count, unsigned shared, void **args) {
+// Blocks run one after the other. Nothing may depend on their order.
+static void run(const Kernel &kernel, uint3 blocks, unsigned count, unsigned shared, void **args, bool backwards) {
     entry = kernel.call;
     entry_args = args;
     grid = blocks;
     threads = {count, 1, 1};
-    for (block.z = 0; block.z < blocks.z; block.z++)
-        for (block.y = 0; block.y < blocks.y; block.y++)
-            for (block.x = 0; block.x < blocks.x; block.x++) {
-                std::memset(dynamic_shared_mem, 0xff, shared);
-                run_block(count);
-            }
+    const size_t all = size_t(blocks.x) * blocks.y * blocks.z;
+    for (size_t i = 0; i < all; i++) {
+        const size_t at = backwards ? all - 1 - i : i;
+        block = {unsigned(at % blocks.x), unsigned(at / blocks.x % blocks.y), unsigned(at / blocks.x / blocks.y)};
+        std::memset(dynamic_shared_mem, 0xff, shared);
+        run_block(count);
+    }
 }
 } // namespace emu
 
@@ -241,8 +243,8 @@ Status cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsign
     submit([=]() mutable {
         std::vector<void *> pointers;
         for (Pointer &value : values) pointers.push_back(&value);
-        launches[kernel->name]++;
-        emu::run(*kernel, {x, y, z}, threads, shared, pointers.data());
+        const bool backwards = launches[kernel->name]++ % 2;
+        emu::run(*kernel, {x, y, z}, threads, shared, pointers.data(), backwards);
     });
     return 0;
 }
