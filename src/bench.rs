@@ -38,12 +38,19 @@ pub struct Row {
     /// Bytes of weights per second, for generation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gigabytes_per_second: Option<f64>,
-    /// The same as a share of what reading memory alone reaches.
+    /// The same as a share of what reading memory alone reaches, once that is known: see [`Row::compare`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bandwidth_share: Option<f64>,
     /// Median and 99th percentile of the time of one token, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_ms: Option<[f64; 2]>,
+}
+
+impl Row {
+    /// Sets the share of what reading memory alone reaches, in gigabytes a second.
+    pub fn compare(&mut self, bandwidth: f64) {
+        self.bandwidth_share = self.gigabytes_per_second.map(|r| r / bandwidth);
+    }
 }
 
 /// Mean, standard deviation and median.
@@ -140,7 +147,6 @@ pub fn measure(
     test: Test,
     depth: usize,
     repetitions: usize,
-    bandwidth: f64,
     interrupt: &Interrupt,
 ) -> Result<Row, Failure> {
     let mut rng = fastrand::Rng::with_seed(1);
@@ -190,7 +196,7 @@ pub fn measure(
         deviation,
         median,
         gigabytes_per_second: read,
-        bandwidth_share: read.map(|r| r / bandwidth),
+        bandwidth_share: None,
         token_ms: (!times.is_empty()).then(|| [quantile(&times, 0.5), quantile(&times, 0.99)]),
     })
 }

@@ -77,11 +77,10 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     session.run(&[0])?;
     let first_token = begin.elapsed().as_secs_f64();
     let bytes = session.bytes_per_token();
-    let limit = opened.bandwidth;
     let tests = [Test::Prompt(args.prompt), Test::Generate(args.generate)];
     let mut rows = Vec::new();
     for test in tests.into_iter().filter(|t| !matches!(t, Test::Prompt(0) | Test::Generate(0))) {
-        rows.push(measure(session, test, args.depth, args.repetitions, limit, &context.interrupt)?);
+        rows.push(measure(session, test, args.depth, args.repetitions, &context.interrupt)?);
     }
     let device_token_ms = match args.generate {
         0 => None,
@@ -93,16 +92,22 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
             session.device_seconds()?.map(|s| 1e3 * s)
         }
     };
+    // Last, as it takes memory of its own.
+    let peak = rss::peak();
+    let limit = opened.bandwidth.unwrap_or_else(|| bandwidth(opened.threads));
+    rows.iter_mut().for_each(|row: &mut Row| row.compare(limit));
     let name = args.model.file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy());
     match output {
         Output::Json => print_json(&json!({
             "model": name,
             "isa": opened.runs_on,
+            "act": opened.act,
+            "kv": opened.kv,
             "threads": opened.threads,
             "bytes_per_token": bytes,
             "load_to_first_token_seconds": first_token,
             "read_gigabytes_per_second": limit,
-            "peak_rss_bytes": rss::peak(),
+            "peak_rss_bytes": peak,
             "device_token_ms": device_token_ms,
             "tests": rows,
         })),
@@ -114,13 +119,28 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
             if let Some(ms) = device_token_ms {
                 say(&format!("the device needs {ms:.3} ms for a token and the choice of the next"));
             }
-            let header =
-                ["model", "isa", "threads", "test", "t/s", "±", "median", "GB/s", "% of read", "p50 ms", "p99 ms"];
+            let header = [
+                "model",
+                "isa",
+                "act",
+                "kv",
+                "threads",
+                "test",
+                "t/s",
+                "±",
+                "median",
+                "GB/s",
+                "% of read",
+                "p50 ms",
+                "p99 ms",
+            ];
             let cells = |r: &Row| {
                 let number = |v: Option<f64>, digits: usize| v.map_or_else(String::new, |v| format!("{v:.digits$}"));
                 vec![
                     name.to_string(),
                     opened.runs_on.clone(),
+                    opened.act.to_owned(),
+                    opened.kv.to_owned(),
                     opened.threads.to_string(),
                     r.test.clone(),
                     format!("{:.2}", r.tokens_per_second),
@@ -143,24 +163,31 @@ struct Opened<'m> {
     session: Box<dyn Subject + 'm>,
     /// The instruction set, or the device.
     runs_on: String,
+    /// What packed linears multiply.
+    act: &'static str,
+    /// What keys and values are kept as.
+    kv: &'static str,
     threads: usize,
-    /// What reading memory alone reaches, in gigabytes a second.
-    bandwidth: f64,
+    /// What a device reaches by copying memory, in gigabytes a second; none if the processor runs the model.
+    bandwidth: Option<f64>,
 }
 
 fn open<'m>(context: &Context, args: &Args, model: &'m Model, room: usize) -> Result<Opened<'m>, Failure> {
     if on_device(model, &args.engine) {
         let session = device(model, &args.engine, room)?;
         let (runs_on, bandwidth) = (session.device().name().to_owned(), crate::device::bandwidth(session.device())?);
-        return Ok(Opened { session: Box::new(session), runs_on, threads: 1, bandwidth });
+        let bandwidth = Some(bandwidth);
+        return Ok(Opened { session: Box::new(session), runs_on, act: "f16", kv: "f16", threads: 1, bandwidth });
     }
     let session = cpu(model, &args.engine, room, context.threads)?.with_interrupt(context.interrupt.flag());
     let options = *session.options();
     Ok(Opened {
         session: Box::new(session),
         runs_on: options.isa.name().to_owned(),
+        act: options.activations.name(),
+        kv: options.cache.name(),
         threads: options.threads,
-        bandwidth: bandwidth(options.threads),
+        bandwidth: None,
     })
 }
 
