@@ -50,7 +50,8 @@ impl Calibration {
         generate: impl FnOnce(usize, usize) -> Result<Vec<Vec<i32>>, Failure>,
     ) -> Result<Vec<Vec<i32>>, Failure> {
         let encode = |text: &str, what: &str| {
-            let otherwise = "give token ids with --calib-ids, or let the model write its own text with --calib self";
+            let otherwise = "give token ids with --calib-ids, let the model write its own text with --calib self, or round without \
+                             calibration, with --method rtn";
             let tokenizer = model.tokenizer(otherwise)?;
             windows(&tokenizer.encode(text)?, length, samples, what)
         };

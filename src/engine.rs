@@ -171,7 +171,10 @@ impl EngineArgs {
     }
 
     /// An error if a device is asked for, and the model has no kernels for one.
-    fn refuse_device(&self) -> Result<(), Failure> {
+    ///
+    /// # Errors
+    /// Then.
+    pub fn refuse_device(&self) -> Result<(), Failure> {
         match self.device {
             Some(Where::Cuda) => Err(Failure::new(Exit::Usage, "--device cuda: the model has no kernels for a device")
                 .help("compile it with --target cuda-sm80, cuda-sm86, cuda-sm89 or cuda-sm90")),

@@ -9,7 +9,8 @@ use super::kernels::{self, KernelArgs};
 use super::{Context, print_json};
 use crate::bandwidth::bandwidth;
 use crate::bench::{Row, Subject, Test, measure};
-use crate::engine::{EngineArgs, cpu, device, on_device};
+use crate::device::has_kernels;
+use crate::engine::{EngineArgs, Where, cpu, device, on_device};
 use crate::failure::{Exit, Failure};
 use crate::model::Model;
 use crate::progress::{print, say};
@@ -71,7 +72,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     }
     let begin = Instant::now();
     let model = Model::open(&args.model)?;
-    let room = args.depth + args.prompt.max(args.generate).max(1);
+    let room = args.depth.saturating_add(args.prompt.max(args.generate).max(1));
     let mut opened = open(context, args, &model, room)?;
     let session = opened.session.as_mut();
     session.run(&[0])?;
@@ -178,6 +179,13 @@ fn open<'m>(context: &Context, args: &Args, model: &'m Model, room: usize) -> Re
         let (runs_on, bandwidth) = (session.device().name().to_owned(), crate::device::bandwidth(session.device())?);
         let bandwidth = Some(bandwidth);
         return Ok(Opened { session: Box::new(session), runs_on, act: "f16", kv: "f16", threads: 1, bandwidth });
+    }
+    args.engine.refuse_device()?;
+    if args.engine.device == Some(Where::Host) && has_kernels(model) {
+        let why = "--device host decodes the weights to f32: that is no speed to measure";
+        return Err(
+            Failure::new(Exit::Usage, why).help("compile the model for a CPU target, and bench what comes of it")
+        );
     }
     let session = cpu(model, &args.engine, room, context.threads)?.with_interrupt(context.interrupt.flag());
     let options = *session.options();

@@ -37,7 +37,8 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 unsupported model or target, 4 bad inpu
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Threads to use; one for each core if not given. Results do not depend on it.
+    /// Threads to use; one for each core if not given, and never more than the machine runs at once. Results do not depend
+    /// on it.
     #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,
     /// Show no progress.
@@ -93,11 +94,17 @@ pub fn main(registry: Registry) -> ExitCode {
             return ExitCode::from(if e.use_stderr() { Exit::Usage as u8 } else { 0 });
         }
     };
-    if let Some(n) = cli.threads {
+    let most = num_cpus::get();
+    let asked = cli.threads.map(|n| n.clamp(1, most));
+    if let Some(n) = cli.threads.filter(|n| *n > most) {
+        // They wait for each other by spinning.
+        say(&format!("warning: --threads {n}: the machine runs {most} at once, which are used"));
+    }
+    if let Some(n) = asked {
         // Fails only if the pool exists already, as in a library user's process: theirs then stands.
         drop(rayon::ThreadPoolBuilder::new().num_threads(n).build_global());
     }
-    let threads = cli.threads.unwrap_or_else(num_cpus::get_physical).max(1);
+    let threads = asked.unwrap_or_else(num_cpus::get_physical).max(1);
     let context = Context { registry, interrupt: Interrupt::on_ctrl_c(), quiet: cli.quiet, threads };
     let done = match cli.command {
         Command::Compile(args) => compile::run(&context, &args),

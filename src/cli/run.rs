@@ -81,7 +81,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
         sampling: Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p },
         seed: args.seed,
     };
-    let needed = ids.len() + args.max_tokens;
+    let needed = ids.len().saturating_add(args.max_tokens);
     if let Some(room) = args.engine.ctx.filter(|room| *room < needed) {
         let (prompt, new) = (ids.len(), args.max_tokens);
         return Err(Failure::new(
@@ -109,9 +109,10 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     let new = generate(engine.as_mut(), &ids, &settings, &context.interrupt, &mut show)?;
     if args.json {
         let text = tokenizer.decode(&new)?;
-        return print_json(&serde_json::json!({ "prompt": prompt, "text": text, "prompt_ids": ids, "ids": new }));
+        print_json(&serde_json::json!({ "prompt": prompt, "text": text, "prompt_ids": ids, "ids": new }))?;
+    } else {
+        print("\n");
     }
-    print("\n");
     context.interrupt.check()
 }
 

@@ -18,7 +18,7 @@ use crate::pool::Member;
 use crate::program::Attend;
 
 /// Rows of queries that are taken together, those of all heads that see the same keys.
-const ROWS: usize = 48;
+const ROWS: usize = 96;
 
 /// Positions of a piece.
 const PIECE: usize = 128;
