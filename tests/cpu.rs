@@ -147,6 +147,51 @@ fn pieces_are_joined_alike_in_a_prompt_and_behind_it() {
     }
 }
 
+/// A long prompt ends between two pieces of it; one piece is not interrupted.
+#[test]
+fn an_interrupt_ends_a_long_prompt() {
+    let folder = folders().into_iter().find(|f| f.ends_with("llama")).expect("a golden");
+    let model = Model::open(&folder).expect("a model");
+    let module = verify(&model.module).expect("a valid module");
+    let flag = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let options = Options { context: 400, ..options(2) };
+    let cpu = Session::new(module, model.source.as_ref(), options).expect("a session");
+    let mut cpu = cpu.with_interrupt(flag.clone());
+    cpu.forward(&[1; 400], Logits::Last).expect("nobody interrupts");
+    cpu.reset();
+    flag.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert!(matches!(cpu.forward(&[1; 400], Logits::Last), Err(CpuError::Interrupted)));
+    assert!((1..400).contains(&cpu.position()), "{} tokens", cpu.position());
+    cpu.reset();
+    cpu.forward(&[1; 20], Logits::Last).expect("one piece");
+}
+
+/// What would measure or run something else than was asked for is refused, and sums that overflow are none.
+#[test]
+fn what_cannot_be_measured_is_refused() {
+    let folder = folders().into_iter().find(|f| f.ends_with("llama")).expect("a golden").display().to_string();
+    let dir = scratch();
+    let [cpu, cuda] = ["cpu-native", "cuda-sm89"].map(|target| {
+        let out = path(&dir, target);
+        let made =
+            awqc(&["compile", &folder, "--method", "rtn", "--group", "16", "--target", target, "-o", &out, "-q"]);
+        assert_eq!(made.code, 0, "{}", made.err);
+        out
+    });
+    let most = usize::MAX.to_string();
+    for (args, code, message) in [
+        (["bench", &cpu, "--device", "cuda", "-n", "1"], 2, "the model has no kernels for a device"),
+        (["bench", &cuda, "--device", "host", "-n", "1"], 2, "that is no speed to measure"),
+        (["bench", &cpu, "-d", &most, "-n", "4"], 6, "there is no memory"),
+    ] {
+        let done = awqc(&args);
+        assert_eq!((done.code, done.err.contains(message)), (code, true), "{args:?}: {}", done.err);
+    }
+    let done = awqc(&["bench", &cpu, "-p", "4", "-n", "1", "-r", "1", "--threads", "100000", "--json"]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert!(done.err.contains("--threads 100000: the machine runs"), "{}", done.err);
+}
+
 /// A token reads all of a model's matrices but the embedding's, and of experts those that it goes to.
 #[test]
 fn a_token_reads_the_experts_that_it_goes_to() {

@@ -51,25 +51,26 @@ impl Store {
         })
     }
 
-    /// Writes `x` to a row, or one number to each row from `row` on if the place is one column wide.
+    /// Writes `x` from the first of some rows of a place on, `step` numbers apart: 1 within a row, the place's stride from
+    /// row to row.
     ///
     /// # Safety
-    /// As [`Arena::row_mut`].
-    unsafe fn put(&self, at: Place, row: usize, x: &[f32]) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            match self {
-                Self::F16(arena) => {
-                    for (i, x) in x.chunks(ROUNDED).enumerate() {
-                        let mut limited = [0.0; ROUNDED];
-                        limited.iter_mut().zip(x).for_each(|(to, x)| *to = x.clamp(-LARGEST, LARGEST));
-                        let mut rounded = [f16::ZERO; ROUNDED];
-                        rounded.convert_from_f32_slice(&limited);
-                        write(arena, at, row, i * ROUNDED, &rounded[..x.len()]);
-                    }
+    /// Nothing else may read or write these rows, and what is written lies within them.
+    unsafe fn put(&self, at: Place, rows: Range<usize>, step: usize, x: &[f32]) {
+        match self {
+            Self::F16(arena) => {
+                let to = arena.pointer(at, rows);
+                for (i, x) in x.chunks(ROUNDED).enumerate() {
+                    let mut limited = [0.0; ROUNDED];
+                    limited.iter_mut().zip(x).for_each(|(to, x)| *to = x.clamp(-LARGEST, LARGEST));
+                    let mut rounded = [f16::ZERO; ROUNDED];
+                    rounded.convert_from_f32_slice(&limited);
+                    // SAFETY: the caller's promise.
+                    unsafe { write(to.add(i * ROUNDED * step), step, &rounded[..x.len()]) }
                 }
-                Self::F32(arena) => write(arena, at, row, 0, x),
             }
+            // SAFETY: the caller's promise.
+            Self::F32(arena) => unsafe { write(arena.pointer(at, rows), step, x) },
         }
     }
 
@@ -91,19 +92,14 @@ const ROUNDED: usize = 64;
 /// What f16 cannot hold would be infinite, and infinity times a weight of 0 is no number.
 const LARGEST: f32 = 65504.0;
 
-/// Writes `x`, the numbers from `first` on of what [`Store::put`] takes.
+/// Writes `x`, `step` numbers apart.
 ///
 /// # Safety
-/// As there.
-unsafe fn write<T: Number>(arena: &Arena<T>, at: Place, row: usize, first: usize, x: &[T]) {
-    if at.width == 1 {
-        for (d, x) in x.iter().enumerate() {
-            // SAFETY: the caller's promise.
-            unsafe { arena.row_mut(at, row + first + d)[0] = *x }
-        }
-    } else {
+/// There is memory for them at `to` that nothing else uses.
+unsafe fn write<T: Number>(to: *mut T, step: usize, x: &[T]) {
+    for (i, x) in x.iter().enumerate() {
         // SAFETY: the caller's promise.
-        unsafe { arena.row_mut(at, row)[first..first + x.len()].copy_from_slice(x) }
+        unsafe { to.add(i * step).write(*x) }
     }
 }
 
@@ -173,13 +169,13 @@ impl Cache {
         let at = Place { base: 0, stride: PANEL_ROWS, col: lane, width: 1 };
         for (h, k) in k.chunks_exact(self.shape.width()).enumerate() {
             let first = (h * self.panels + panel) * k.len();
-            // SAFETY: the caller's promise.
-            unsafe { self.keys.put(at, first, k) }
+            // SAFETY: the caller's promise; a row holds one channel of this position.
+            unsafe { self.keys.put(at, first..first + k.len(), at.stride, k) }
         }
         for (h, v) in v.chunks_exact(self.shape.out()).enumerate() {
-            let at = Place { width: v.len(), ..self.value() };
-            // SAFETY: the caller's promise.
-            unsafe { self.values.put(at, h * self.panels * PANEL_ROWS + position, v) }
+            let (at, row) = (Place { width: v.len(), ..self.value() }, h * self.panels * PANEL_ROWS + position);
+            // SAFETY: the caller's promise; a row holds all channels.
+            unsafe { self.values.put(at, row..row + 1, 1, v) }
         }
     }
 
@@ -224,6 +220,21 @@ mod tests {
             .expect_err("no machine has so much")
             .to_string();
         assert!(refused.contains("no memory for the keys"), "{refused}");
+    }
+
+    #[test]
+    fn what_f16_cannot_hold_stays_finite() {
+        let shape = CacheShape { heads: 1, keys: 2, values: 2 };
+        for (of, largest) in [(CacheNumbers::F16, LARGEST), (CacheNumbers::F32, 1e6)] {
+            let cache = Cache::new(shape, of, 1).expect("memory");
+            // SAFETY: there is one thread.
+            let (keys, values) = unsafe {
+                cache.remember(0, &[1e6, -1e6], &[f32::NAN, 1e6]);
+                (cache.keys(0, 0..1), cache.values(0, 0..1))
+            };
+            assert_eq!((keys.data.get(0), keys.data.get(keys.step)), (largest, -largest));
+            assert!(values.data.get(0).is_nan() && values.data.get(1) == largest);
+        }
     }
 
     #[test]

@@ -279,11 +279,11 @@ struct Work<'w> {
 
 impl<'a> Part<'a> {
     fn new(program: Program<'a>, capacity: usize, members: usize, context: usize) -> Result<Self, CpuError> {
-        let parts = program.stages.iter().map(|stage| match stage {
-            Stage::Attend(attend) => attend::part_columns(&attend.op, program.caches[attend.cache]),
-            _ => 0,
-        });
-        let parts = parts.max().unwrap_or(0);
+        let columns = |stage: &Stage<'_>| {
+            let Stage::Attend(attend) = stage else { return 0 };
+            attend::part_columns(&attend.op, program.caches[attend.cache])
+        };
+        let parts = program.stages.iter().map(columns).max().unwrap_or(0);
         let tiles = |route: Option<usize>| {
             let count = route.map_or(capacity.div_ceil(TILE), |r| program.routes[r].most_runs(capacity));
             (0..count).map(|_| RwLock::default()).collect()

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use awqc_exec::host::attention::Heads;
 use awqc_exec::host::math::{exp, simd};
+use awqc_ir::op::Sdpa;
 use awqc_ir::panels::PANEL_ROWS;
 
 use super::{Part, Work};
@@ -29,9 +30,14 @@ const WIDENED: usize = 8;
 /// Columns in front of a head's sums: the largest score and the sum of the weights.
 const FRONT: usize = PANEL_ROWS;
 
-/// Columns for the parts of all heads of one piece, see [`Part::parts`].
-pub(super) fn part_columns(op: &awqc_ir::op::Sdpa, shape: CacheShape) -> usize {
-    op.heads as usize * (FRONT + shape.padded())
+/// Columns of a head's part of one piece, see [`Part::parts`].
+fn part_width(shape: CacheShape) -> usize {
+    FRONT + shape.padded()
+}
+
+/// The same of all heads.
+pub(super) fn part_columns(op: &Sdpa, shape: CacheShape) -> usize {
+    op.heads as usize * part_width(shape)
 }
 
 /// Pieces of so many positions.
@@ -96,8 +102,8 @@ fn pieces(seen: &Range<usize>) -> Range<usize> {
 }
 
 /// A head's columns of [`Part::parts`].
-fn part_of(heads: &Heads<'_>, wide: usize, h: usize) -> Place {
-    let width = FRONT + wide;
+fn part_of(heads: &Heads<'_>, shape: CacheShape, h: usize) -> Place {
+    let width = part_width(shape);
     Place { base: 0, stride: heads.count() * width, col: h * width, width }
 }
 
@@ -155,17 +161,17 @@ impl Part<'_> {
         for (piece, kv) in dealt.skip(member.index).step_by(member.count) {
             let block = Block { tokens: 0..1, heads: all(kv) };
             self.piece(work, attend, &heads, &block, piece, room);
-            let wide = shape.padded();
-            for ((h, front), values) in block.heads.zip(&room.piece.fronts).zip(room.piece.values.chunks_exact(wide)) {
+            let rows = room.piece.fronts.iter().zip(room.piece.values.chunks_exact(shape.padded()));
+            for (h, (front, values)) in block.heads.zip(rows) {
                 // SAFETY: this piece of the head is this member's in this stage.
-                let part = unsafe { self.parts.row_mut(part_of(&heads, wide, h), piece) };
+                let part = unsafe { self.parts.row_mut(part_of(&heads, shape, h), piece) };
                 part[..2].copy_from_slice(front);
                 part[FRONT..].copy_from_slice(values);
             }
         }
         member.wait();
         for h in own {
-            let at = part_of(&heads, shape.padded(), h);
+            let at = part_of(&heads, shape, h);
             let (mut front, joined) = ([0.0; 2], &mut room.joined.values);
             joined.resize(shape.padded(), 0.0);
             for piece in pieces.clone() {

@@ -1,9 +1,9 @@
 //! Products with 8-bit activations.
 //!
-//! One token: panels are streamed once, in two places at a time; sums stay in registers. More tokens: each block is unpacked once to eight
-//! registers, which stay there while all tokens of the tile go past; the tokens' sums are in the first-level cache. With
-//! registers enough, two panels go together, and an activation is spread over a register once for both. As every token
-//! and block has a chain of its own, no chain waits for another.
+//! One token: panels are streamed once, in two places at a time; sums stay in registers. More tokens: each block is
+//! unpacked once to eight registers, which stay there while all tokens of the tile go past; the tokens' sums are in the
+//! first-level cache. With registers enough, two panels go together, and an activation is spread over a register once for
+//! both. As every token and block has a chain of its own, no chain waits for another.
 
 use std::ops::Range;
 
