@@ -28,7 +28,7 @@ pub const NVRTC: &str = "AWQC_NVRTC";
 ///
 /// # Errors
 /// When a kernel does not cover the module, NVRTC refuses one, or a file cannot be written.
-pub fn write_kernels(folder: &Path, sm: u32, nvrtc: &[PathBuf], quiet: bool) -> Result<Vec<String>, Failure> {
+pub fn write_kernels(folder: &Path, sm: u32, folders: &[PathBuf], quiet: bool) -> Result<Vec<String>, Failure> {
     let arch = Arch::find(sm)?;
     let model = Model::open(folder)?;
     let module = verify(&model.module).map_err(|d| Failure::new(Exit::Check, d))?;
@@ -39,8 +39,7 @@ pub fn write_kernels(folder: &Path, sm: u32, nvrtc: &[PathBuf], quiet: bool) -> 
         files::write(&to.join(format!("{}.cu", kernel.name)), kernel.text.as_bytes())?;
     }
     files::write(&to.join(PLAN), &json(&plan)?)?;
-    let found: Vec<PathBuf> = nvrtc.iter().cloned().chain(nvrtc_folders()).collect();
-    match Nvrtc::open(&found) {
+    match self::nvrtc(folders) {
         Ok(nvrtc) => {
             let mut progress = Progress::new("kernels", kernels.len() as u64, quiet);
             let mut resources: Vec<Resources> = Vec::new();
@@ -71,9 +70,13 @@ fn json(value: &impl serde::Serialize) -> Result<Vec<u8>, Failure> {
     serde_json::to_vec_pretty(value).map_err(|e| Failure::new(Exit::Failed, e))
 }
 
-/// Folders with NVRTC that the environment names.
-pub(crate) fn nvrtc_folders() -> Vec<PathBuf> {
-    std::env::var_os(NVRTC).map(|paths| std::env::split_paths(&paths).collect()).unwrap_or_default()
+/// NVRTC in one of `folders`, of those that the environment names, or where it is usually installed.
+///
+/// # Errors
+/// When it is nowhere.
+pub fn nvrtc(folders: &[PathBuf]) -> Result<Nvrtc, CudaError> {
+    let named = std::env::var_os(NVRTC).map(|paths| std::env::split_paths(&paths).collect::<Vec<_>>());
+    Nvrtc::open(&folders.iter().cloned().chain(named.unwrap_or_default()).collect::<Vec<_>>())
 }
 
 /// Whether a model has kernels for a device.
@@ -105,7 +108,7 @@ pub fn session(model: &Model, context: usize) -> Result<Session, Failure> {
             .map_err(|e| CudaError::Artefact(format!("{}: {e}: compile the model again", path.display())))?;
         let nvrtc = match &nvrtc {
             Some(nvrtc) => nvrtc,
-            None => nvrtc.insert(Nvrtc::open(&nvrtc_folders())?),
+            None => nvrtc.insert(self::nvrtc(&[])?),
         };
         nvrtc.compile_text(name, &text, arch)
     };
@@ -151,7 +154,8 @@ impl From<CudaError> for Failure {
                     if known { format!("compile with --target cuda-sm{major}{minor}") } else { elsewhere.into() };
                 Self::new(Exit::Unsupported, error).help(help)
             }
-            CudaError::NoNvrtc(_) => Self::new(Exit::Unsupported, error).help(format!("name its folder in {NVRTC}")),
+            CudaError::NoNvrtc(_) => Self::new(Exit::Unsupported, error)
+                .help(format!("name its folder with --nvrtc (compile) or in {NVRTC}")),
             CudaError::Memory { .. } => Self::new(Exit::Memory, error)
                 .help("make room for fewer positions with --ctx, or compile the model to fewer bits"),
             CudaError::Artefact(_) => Self::new(Exit::BadInput, error),

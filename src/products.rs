@@ -1,14 +1,14 @@
 //! Single products on a device: how fast packed weights are multiplied there.
 
+use awqc_cuda::CudaError;
 use awqc_cuda::arch::Arch;
 use awqc_cuda::driver::Device;
 use awqc_cuda::emit::Source;
 use awqc_cuda::probe::{Compile, Probe, Repeats};
-use awqc_cuda::{CudaError, Nvrtc};
 use awqc_ir::Quant;
 use serde::Serialize;
 
-use crate::device::{bandwidth, nvrtc_folders};
+use crate::device::{bandwidth, nvrtc};
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 
@@ -73,7 +73,7 @@ pub fn products(wanted: &Wanted, interrupt: &Interrupt) -> Result<Products, Fail
                     are measured";
         if none { Failure::from(e).help(help) } else { e.into() }
     })?;
-    let nvrtc = Nvrtc::open(&nvrtc_folders())?;
+    let nvrtc = nvrtc(&[])?;
     let image = |source: &Source, arch: &Arch| nvrtc.compile_text(&source.name, &source.text, arch);
     products_on(&device, &image, wanted, interrupt)
 }

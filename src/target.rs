@@ -64,7 +64,7 @@ impl Method {
             Method::Rtn => "",
             Method::Gptq => "profile,",
             Method::Paper => "profile,awq-scale{mode=reference},awq-clip{mode=reference,skip=scores},",
-            Method::Awq | Method::AwqGptq | Method::Best => "profile,awq-scale,awq-clip,",
+            Method::Awq | Method::AwqGptq | Method::Best => "profile,awq-scale{bounds=64},awq-clip,",
         }
     }
 

@@ -388,7 +388,7 @@ fn errors_are_compensated_for_every_target() {
     ];
     for (method, expected) in expected {
         let pipeline = pipeline(method);
-        let found = ["profile", "awq-scale,awq-clip,", "method=gptq"].map(|part| pipeline.contains(part));
+        let found = ["profile", "awq-scale{bounds=64},awq-clip,", "method=gptq"].map(|part| pipeline.contains(part));
         assert_eq!(found, expected, "{method}: {pipeline}");
     }
     let done = awqc(&compile(&model, &ids, &path(&dir, "x"), &["--method", "gptq", "--passes", "quantize"]));

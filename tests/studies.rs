@@ -61,7 +61,9 @@ fn methods_are_those_that_compile_runs() {
     let dir = scratch();
     let (model, ids) = (golden("llama"), golden("llama/expected.safetensors"));
     let bits = study("bits", "llama", &["--bits", "3"]);
-    for (method, pipeline) in [("rtn", "quantize{SCHEME}"), ("awq", "profile,awq-scale,awq-clip,quantize{SCHEME}")] {
+    for (method, pipeline) in
+        [("rtn", "quantize{SCHEME}"), ("awq", "profile,awq-scale{bounds=64},awq-clip,quantize{SCHEME}")]
+    {
         let out = path(&dir, method);
         let report = json(&compile(&model, &ids, &out, &["--bits", "3", "--passes", pipeline, "--json"]));
         let eval = json(&["eval", &out, "--ids", &ids, "--against", &model, "--json", "-q"]);

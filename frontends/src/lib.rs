@@ -29,5 +29,5 @@ mod view;
 pub use artefact::{MODULE, WEIGHTS};
 pub use error::{ImportError, Problems};
 pub use family::{ArchInfo, archs};
-pub use open::{Contents, ExtraFile, Imported, Kind, open};
+pub use open::{CONFIG, Contents, ExtraFile, Imported, Kind, open};
 pub use random::open_random;

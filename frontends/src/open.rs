@@ -79,8 +79,8 @@ impl ExtraFile {
     }
 }
 
-/// The configuration's file.
-pub(crate) const CONFIG: &str = "config.json";
+/// The configuration's file, as Hugging Face tools name it.
+pub const CONFIG: &str = "config.json";
 
 /// Files that are copied along, if they are there.
 const EXTRA: [&str; 12] = [

@@ -12,6 +12,7 @@ use serde_json::{Map, Value as Json};
 
 use crate::error::ImportError;
 use crate::family::{Instance, by_config, instantiate, template};
+use crate::folder::open_folder;
 use crate::open::{CONFIG, Imported, Kind, extra_files, read_config};
 
 /// Standard deviation of matrices and biases: what the configurations of most families begin training with.
@@ -39,6 +40,9 @@ pub fn open_random(path: &Path, seed: u64) -> Result<Imported, ImportError> {
     let Instance { module, source, mut notes } =
         instantiate(&file, &family, &config, checkpoint, None, Some(elem(stored)))?;
     notes.push(format!("the weights are random (seed {seed}): what the model says means nothing"));
+    if file.parent().is_some_and(|folder| open_folder(folder).is_ok()) {
+        notes.push("there are weights beside the configuration: they are not read".into());
+    }
     let files = file.parent().map_or_else(Vec::new, extra_files);
     Ok(Imported { module, source, config, files, notes, kind: Kind::HuggingFace })
 }

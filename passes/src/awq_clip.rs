@@ -6,7 +6,7 @@ mod search;
 
 use std::sync::Arc;
 
-use awqc_ir::{Data, DataId, Dim, Quant, Region, WeightExpr, WeightId};
+use awqc_ir::{Data, DataId, Dim, Elem, Quant, Region, WeightExpr, WeightId};
 use serde::{Deserialize, Serialize};
 
 use crate::analysis::inputs::{gram, inputs};
@@ -99,6 +99,14 @@ impl Default for AwqClipOptions {
     }
 }
 
+impl Plan {
+    /// The search that the options describe, for a weight of `elem` numbers.
+    pub fn of(options: &AwqClipOptions, quant: Quant, elem: Elem) -> Self {
+        let AwqClipOptions { shape, scope, steps, max_shrink, sweeps, .. } = *options;
+        Self { quant, elem, shape, scope, steps, max_shrink: max_shrink as f32, sweeps }
+    }
+}
+
 impl Pass for AwqClip {
     const NAME: &'static str = "awq-clip";
     const DOC: &'static str = "\
@@ -187,15 +195,7 @@ impl AwqClip {
         let ty = region.weight(weight).ty.clone();
         // Of a stack, each matrix is looked at with the statistics of its expert.
         let experts = ty.shape.first().and_then(Dim::as_const).filter(|_| ty.rank() == 3).unwrap_or(1) as usize;
-        let plan = Plan {
-            quant,
-            elem: ty.elem,
-            shape: self.options.shape,
-            scope: self.options.scope,
-            steps: self.options.steps,
-            max_shrink: self.options.max_shrink as f32,
-            sweeps: self.options.sweeps,
-        };
+        let plan = Plan::of(&self.options, quant, ty.elem);
         let mut bounds = Bounds { lo: Vec::new(), hi: Vec::new(), before: None, after: None };
         let size = numbers.data.len() / experts.max(1);
         let mut why = None;

@@ -21,6 +21,7 @@ use crate::quantize::GroupOption;
 use crate::remark::RemarkKind;
 use crate::scheme::Scheme;
 use candidates::Candidate;
+use linear_loss::Judge;
 use parts::Choice;
 use statistics::SiteData;
 
@@ -88,6 +89,8 @@ pub struct AwqScaleOptions {
     pub rule: Rule,
     /// Number of candidates besides s = 1.
     pub grid: u32,
+    /// Rows of each linear that are clipped for a trial, with `loss=linear`; 0 judges all rows, and without bounds.
+    pub bounds: u32,
     /// Which search.
     pub mode: Mode,
     /// Bits to search for, if not those of the pipeline's `quantize`.
@@ -103,6 +106,7 @@ impl Default for AwqScaleOptions {
             weight: Weight::default(),
             rule: Rule::default(),
             grid: 20,
+            bounds: 0,
             mode: Mode::default(),
             bits: None,
             group: None,
@@ -131,8 +135,9 @@ which are among the candidates.
 `loss` (linear): `linear`, the squared error of the outputs of the site's linears over all tokens, tr(ΔW G ΔWᵀ) with
 ΔW = Q(W·s)/s − W, or `block`, that of the output of the block around them, on a few sequences. `weight` (plain):
 `energy` divides each linear's error by the energy of its output. `rule` (paper): `paper` s = x^α, `duo`
-s = x^α/w^(1−α), or `both`. `grid` (20): number of α. `mode` (search): `reference` follows the published search step
-by step. `bits`, `group`: what to search for, if not what the pipeline's `quantize` says. Channels tied to one scale
+s = x^α/w^(1−α), or `both`. `grid` (20): number of α. `bounds` (0): judge by so many rows of each linear, evenly
+spread, within the bounds that would suit them best: for pipelines with `awq-clip` behind; 0 judges by all rows, without
+bounds. `mode` (search): `reference` follows the published search step by step. `bits`, `group`: what to search for, if not what the pipeline's `quantize` says. Channels tied to one scale
 enter with the root of their mean square.
 # Reference
 AWQ, arXiv 2306.00978, section 3.2, equations 4 and 5.
@@ -146,6 +151,10 @@ AWQ, arXiv 2306.00978, section 3.2, equations 4 and 5.
     fn new(options: Self::Options) -> Result<Self, PassError> {
         if options.grid == 0 || options.grid > 1000 {
             return Err(PassError::Refused(format!("grid={} is not possible: use 1 to 1000", options.grid)));
+        }
+        if options.bounds > 0 && (options.mode == Mode::Reference || options.loss == Loss::Block) {
+            let message = "bounds belongs to loss=linear and mode=search: leave it out";
+            return Err(PassError::Refused(message.into()));
         }
         if let Some(bits) = options.bits.filter(|b| !Quant::BITS.contains(b)) {
             return Err(PassError::Refused(format!("bits={bits} is not possible: use 2, 3, 4 or 8")));
@@ -187,6 +196,14 @@ AWQ, arXiv 2306.00978, section 3.2, equations 4 and 5.
 }
 
 impl AwqScale {
+    fn judge(&self) -> Judge {
+        match (self.options.mode, self.options.bounds) {
+            (Mode::Reference, _) => Judge::Published,
+            (Mode::Search, 0) => Judge::Rounded,
+            (Mode::Search, rows) => Judge::Bounded { rows: rows as usize },
+        }
+    }
+
     /// The best scales of a site, unless they are all 1.
     fn search(
         &self,
@@ -224,9 +241,8 @@ impl AwqScale {
             }
             let losses = match self.options.loss {
                 Loss::Linear => {
-                    let (weight, mode) = (self.options.weight, self.options.mode);
                     let consumers = part.consumers.iter().filter_map(|i| data.consumers.get(*i));
-                    linear_loss::losses(&data, consumers, site, &candidates, weight, mode)
+                    linear_loss::losses(&data, consumers, site, &candidates, self.options.weight, self.judge())
                 }
                 Loss::Block => block_loss::losses(region, site, scheme, &candidates, cx)?,
             };

@@ -9,7 +9,7 @@ use awqc_passes::awq_clip::AwqClip;
 use awqc_passes::awq_scale::AwqScale;
 use awqc_passes::profile::Profile;
 use awqc_passes::quantize::Quantize;
-use awqc_passes::{Changed, RemarkKind, dense};
+use awqc_passes::{Changed, Pass, RemarkKind, dense};
 use support::{Bench, layer};
 
 /// Grouped attention and a gated feed-forward; inputs of 20, 12 and 36 channels, so that groups of 8 leave remainders.
@@ -59,6 +59,7 @@ fn scales_keep_the_function_and_never_raise_the_loss() {
     for options in [
         "{}",
         r#"{"rule":"duo","grid":7}"#,
+        r#"{"bounds":5}"#,
         r#"{"rule":"both","weight":"energy"}"#,
         r#"{"loss":"block","grid":6}"#,
         r#"{"loss":"block","rule":"both","bits":2,"group":"row"}"#,
@@ -76,6 +77,26 @@ fn scales_keep_the_function_and_never_raise_the_loss() {
             }
             assert!(new.iter().sum::<f64>() < 0.95 * old.iter().sum::<f64>(), "{options} {scheme}: {new:?} {old:?}");
         }
+    }
+}
+
+/// The last linear's loss behind both searches, and what the search for scales claims.
+#[test]
+fn scales_judged_within_bounds_are_those_that_clipping_does_best_with() {
+    for scheme in ["u4g8", "u3g8", "u2g8", "i3row"] {
+        let losses = |options: &str| {
+            let (mut bench, mut region) = profiled(scheme);
+            assert_eq!(bench.pass::<AwqScale>(&mut region, options), Changed::Yes);
+            bench.pass::<AwqClip>(&mut region, r#"{"scope":"group"}"#);
+            (bench.numbers("awq-scale", "loss_after")[3], bench.numbers("awq-clip", "loss_after")[6])
+        };
+        let (claimed, bounded) = losses(r#"{"bounds":64}"#);
+        let (_, plain) = losses("{}");
+        assert!((claimed / bounded - 1.0).abs() < 1e-3, "{scheme}: {claimed} {bounded}");
+        assert!(bounded <= plain * (1.0 + 1e-6), "{scheme}: {bounded} {plain}");
+    }
+    for options in [r#"{"bounds":8,"loss":"block"}"#, r#"{"bounds":8,"mode":"reference"}"#] {
+        assert!(AwqScale::new(serde_json::from_str(options).unwrap()).is_err(), "{options}");
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use awqc_cuda::arch::Arch;
-use awqc_frontends::Kind;
+use awqc_frontends::{CONFIG, Kind};
 use awqc_ir::{Op, Operand, Quant};
 use awqc_passes::Pass;
 use awqc_passes::awq_clip::AwqClip;
@@ -14,6 +14,7 @@ use awqc_passes::quantize::Quantize;
 use awqc_passes::tune::Tune;
 
 use super::Request;
+use crate::device::nvrtc;
 use crate::failure::{Exit, Failure};
 use crate::model::Model;
 use crate::statistics::Statistics;
@@ -26,6 +27,10 @@ pub(super) fn kernels(request: &Request<'_>, model: &Model, widths: &[u8]) -> Re
     if request.target.cpu.is_some() {
         awqc_cpu::check(&model.module)?;
     }
+    if request.target.cuda.is_some() && !request.nvrtc.is_empty() {
+        // Who names its folder wants machine code, not a note at the end that there is none.
+        nvrtc(request.nvrtc)?;
+    }
     if let (Some(sm), None) = (request.target.cuda, &request.pipeline) {
         Arch::find(sm)?;
         for bits in widths {
@@ -36,6 +41,15 @@ pub(super) fn kernels(request: &Request<'_>, model: &Model, widths: &[u8]) -> Re
         }
     }
     Ok(())
+}
+
+/// The failure to open `model`, with what can be done where there is a configuration and nothing else.
+pub(super) fn or_random(model: &Path, failure: Failure) -> Failure {
+    let config = model.file_name().is_some_and(|name| name == CONFIG) || model.join(CONFIG).is_file();
+    if !config || failure.help.is_some() {
+        return failure;
+    }
+    failure.help("a configuration alone compiles with --random-weights, to measure a model of its shape")
 }
 
 /// Statistics that see the errors of earlier layers hold for one pipeline only.

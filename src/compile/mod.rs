@@ -99,7 +99,7 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     }
     let staging = Staging::create(&request.out, request.existing).map_err(output::emit_failure)?;
     let model = match request.random {
-        None => Model::open(request.model)?,
+        None => Model::open(request.model).map_err(|e| checks::or_random(request.model, e))?,
         Some(seed) => Model::open_random(request.model, seed)?,
     };
     compilable(&model, &pipeline)?;

@@ -3,16 +3,13 @@
 use std::path::Path;
 
 use awqc_exec::emit::{self, EmitError, Emitter, HfAwq, Reference};
-use awqc_frontends::Kind;
+use awqc_frontends::{CONFIG, Kind};
 use awqc_ir::{Group, Quant};
 
 use super::Request;
 use crate::failure::{Exit, Failure};
 use crate::model::Model;
 use crate::target::Format;
-
-/// The configuration as Hugging Face tools name it.
-const CONFIG: &str = "config.json";
 
 /// An emitter into `folder`.
 ///
