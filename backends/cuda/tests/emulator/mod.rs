@@ -49,7 +49,13 @@ impl Emulator {
     pub(crate) fn with_nvrtc(self) -> Self {
         compile(&self.dir, &[&own().join("nvrtc.cpp")], "libnvrtc.so.12");
         std::fs::create_dir(self.folder().join("include")).expect("a folder");
-        std::fs::write(self.folder().join("include/cuda_fp16.h"), "").expect("a header");
+        for header in ["cuda_fp16.h", "cuda_runtime.h"] {
+            std::fs::write(self.folder().join("include").join(header), "").expect("a header");
+        }
+        // The names by which burn-cuda looks for them first: a machine may have real ones.
+        for (library, name) in [("libcuda.so.1", "libcuda.so"), ("libnvrtc.so.12", "libnvrtc.so")] {
+            std::os::unix::fs::symlink(library, self.folder().join(name)).expect("a link");
+        }
         std::fs::copy(own().join("device.h"), self.folder().join("device.h")).expect("a header");
         self
     }
