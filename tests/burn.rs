@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use awqc::exec::{Control, HostExecutor, Logits, device};
-use awqc::generate::session;
-use awqc::ir::verify::verify;
+use awqc::burn::{self, ProfileOn};
+use awqc::engine::Engine;
+use awqc::exec::{Control, Logits};
+use awqc::generate;
 use awqc::model::Model;
 use awqc::passes::profile::taps;
 use awqc::passes::{Afterwards, Executor};
@@ -62,9 +63,8 @@ fn error(got: &[f32], want: &[f32]) -> f32 {
 fn logits(name: &str) {
     let (model, expected) = open(name);
     let ids = expected.text().remove(0);
-    let module = verify(&model.module).expect("a valid module");
-    let mut cuda = device::session(module, model.source.as_ref()).unwrap_or_else(|e| panic!("{name}: {e}"));
-    let mut host = session(&model).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let mut cuda = burn::session(&model).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let mut host = generate::session(&model).unwrap_or_else(|e| panic!("{name}: {e}"));
     let mut forward = |ids: &[i32], which| {
         let got = cuda.forward(ids, which).unwrap_or_else(|e| panic!("{name}: {e}"));
         let want = host.forward(ids, which).unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -88,17 +88,18 @@ fn logits_are_those_of_the_host() {
 fn statistics(name: &str) {
     let (model, expected) = open(name);
     let windows = expected.text();
-    let source = || Arc::clone(&model.source);
-    let mut host = HostExecutor::new(source()).with_calibration(&windows).expect("calibration");
-    let mut cuda = device::executor(source(), Control::new(), &windows).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let [mut host, mut cuda] = [ProfileOn::Host, ProfileOn::Cuda].map(|place| {
+        let exec = place.check().and_then(|_| place.calibrated(Arc::clone(&model.source), Control::new(), &windows));
+        exec.unwrap_or_else(|e| panic!("{name}: {e}"))
+    });
     let mut worst = 0f32;
     for region in &model.module.regions {
         let taps = taps(region);
-        let mut profile = |exec: &mut dyn Executor| {
+        let profile = |exec: &mut dyn Executor| {
             let stats = exec.profile(region, &model.module.fused, &taps, Afterwards::Exit);
             stats.unwrap_or_else(|e| panic!("{name} {}: {e}", region.name))
         };
-        let (got, want) = (profile(cuda.as_mut()), profile(&mut host));
+        let (got, want) = (profile(cuda.as_mut()), profile(host.as_mut()));
         assert_eq!(got.len(), want.len());
         for (got, want) in got.iter().zip(&want) {
             assert_eq!(got.tokens, want.tokens, "{name} {}", region.name);
@@ -116,7 +117,7 @@ fn statistics(name: &str) {
             let values = exec.evaluate(region, &model.module.fused, &results);
             values.unwrap_or_else(|e| panic!("{name} {}: {e}", region.name))
         };
-        for (got, want) in evaluate(cuda.as_ref()).iter().zip(&evaluate(&host)) {
+        for (got, want) in evaluate(cuda.as_ref()).iter().zip(&evaluate(host.as_ref())) {
             assert_eq!(got.shape, want.shape);
             worst = worst.max(error(&got.data, &want.data));
         }
@@ -203,7 +204,8 @@ fn what_is_missing_is_said_before_any_work() {
             "the CUDA driver (libcuda) was not found\nhelp: run it on a machine",
         ),
         (("CUDA_PATH", &nowhere), 3, "cuda_runtime.h\nhelp: install the CUDA toolkit, or name its folder in CUDA_PATH"),
-        (("EMULATOR_MEGABYTES", "0"), 6, "the CUDA device has too little memory: "),
+        // Enough for the embedding and some of the first layer.
+        (("EMULATOR_MEGABYTES", "0.2"), 6, "the CUDA device has too little memory: "),
     ] {
         for args in [&compile[..], &eval] {
             let done = awqc(&emulator, args, &[setting]);

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #define __global__
@@ -57,8 +58,8 @@ static inline void __syncwarp() { emu::sync_warp(); }
 
 // Blocks run one after the other, so that memory is as its last writer left it.
 static inline void __threadfence() {}
-static inline uint32_t atomicAdd(uint32_t *at, uint32_t by) {
-    uint32_t before = *at;
+template <class T> static inline T atomicAdd(T *at, std::type_identity_t<T> by) {
+    T before = *at;
     *at = before + by;
     return before;
 }

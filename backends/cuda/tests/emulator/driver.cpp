@@ -168,7 +168,10 @@ static int setting(const char *name, int otherwise) {
 }
 static size_t used = 0;
 static std::map<Pointer, size_t> blocks;
-static size_t capacity() { return size_t(setting("EMULATOR_MEGABYTES", 4096)) << 20; }
+static size_t capacity() {
+    const char *megabytes = std::getenv("EMULATOR_MEGABYTES");
+    return size_t((megabytes ? std::atof(megabytes) : 4096) * (1 << 20));
+}
 
 Status cuInit(unsigned) { return setting("EMULATOR_DEVICES", 1) ? 0 : 100; }
 Status cuDeviceGetCount(int *count) { return *count = setting("EMULATOR_DEVICES", 1), 0; }

@@ -48,7 +48,7 @@ fn failure(said: &str) -> ExecError {
         ["Backtrace", "backtrace:", "[Source]"].iter().fold(said, |said, end| said.split(end).next().unwrap_or(""));
     let lines: Vec<&str> = told.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
     let told: String = lines.join(" ").chars().take(600).collect();
-    match ["BufferTooBig", "OUT_OF_MEMORY"].iter().any(|word| said.contains(word)) {
+    match ["can't allocate buffer", "OUT_OF_MEMORY"].iter().any(|word| said.contains(word)) {
         true => ExecError::Memory(format!("the CUDA device has too little memory: {told}")),
         false => ExecError::Unavailable(format!("the CUDA device failed: {told}")),
     }
@@ -61,8 +61,11 @@ mod tests {
     #[test]
     fn panics_become_errors() {
         let value: Option<u8> = None;
-        let error = guard(|| Ok(value.expect("a BufferTooBig"))).expect_err("a panic");
-        assert!(matches!(&error, ExecError::Memory(m) if m.ends_with("too little memory: a BufferTooBig")), "{error}");
+        let error = guard(|| Ok(value.expect("can't allocate buffer"))).expect_err("a panic");
+        assert!(
+            matches!(&error, ExecError::Memory(m) if m.ends_with("too little memory: can't allocate buffer")),
+            "{error}"
+        );
         let elsewhere = || {
             let lost = std::thread::spawn(|| panic!("the first\n  and more\nBacktrace:\n a")).join().is_err();
             assert!(lost, "the thread panics");
