@@ -165,3 +165,17 @@ impl From<DeviceError> for Failure {
         Self::new(Exit::Unsupported, error).help(help)
     }
 }
+
+#[cfg(all(test, not(feature = "burn-cuda")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_without_burn_says_so() {
+        let failure = ProfileOn::Cuda.check().expect_err("it was not built");
+        assert_eq!(failure.exit, Exit::Unsupported);
+        assert!(
+            failure.to_string().contains("built without burn-cuda\nhelp: cargo build --release --features burn-cuda")
+        );
+    }
+}

@@ -75,7 +75,6 @@ fn logits(name: &str) {
     for id in &ids[..3] {
         worst = worst.max(forward(&[*id], Logits::Last));
     }
-    println!("{name}: logits differ by {worst:.1e}");
     assert!(worst <= 1e-4, "{name}: logits differ by {worst}");
 }
 
@@ -122,7 +121,6 @@ fn statistics(name: &str) {
             worst = worst.max(error(&got.data, &want.data));
         }
     }
-    println!("{name}: statistics differ by {worst:.1e}");
     assert!(worst <= 1e-5, "{name}: statistics differ by {worst}");
 }
 

@@ -120,6 +120,9 @@ impl<B: Calibrate> BurnExecutor<B> {
     }
 }
 
+/// Observed values, and results.
+type Ran<B> = (BTreeMap<ValueId, Val<B>>, Stream<B>);
+
 /// Runs `region` on one window's inputs and returns the observed taps and the results, all checked to be finite.
 fn window<B: Calibrate>(
     interpreter: &Interpreter<'_, B>,
@@ -127,7 +130,7 @@ fn window<B: Calibrate>(
     weights: &Weights<B>,
     inputs: Stream<B>,
     taps: &[ValueId],
-) -> Result<(BTreeMap<ValueId, Val<B>>, Stream<B>), ExecError> {
+) -> Result<Ran<B>, ExecError> {
     let again = inputs.clone();
     let mut seen = BTreeMap::new();
     let results = interpreter.run(region, weights, inputs, None, &mut |id, val| {
