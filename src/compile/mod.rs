@@ -100,7 +100,8 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     if propagates(&pipeline) {
         checks::own_statistics(&request.statistics)?;
     }
-    if let (Some(device), false) = (request.profile_on.check()?, request.quiet) {
+    let device = request.profile_on.check()?.filter(|_| profiles(&pipeline) && !request.quiet);
+    if let Some(device) = device {
         say(&format!("note: calibration runs on the CUDA device: {device}"));
     }
     let staging = Staging::create(&request.out, request.existing).map_err(output::emit_failure)?;
