@@ -17,7 +17,7 @@ use awqc_passes::manager::shared_tensors;
 use awqc_passes::pipeline::Pipeline;
 use awqc_passes::profile::Profile;
 use awqc_passes::quantize::{Mixture, Quantize, QuantizeOptions};
-use awqc_passes::{Afterwards, Executor, Pass, RemarkKind, Remarks};
+use awqc_passes::{Afterwards, Pass, RemarkKind, Remarks};
 use serde_json::{Value as Json, json};
 
 use crate::compile::{Request, module_cx, pass_failure};
@@ -129,7 +129,7 @@ impl Allocation {
         if let Some(progress) = &progress {
             progress.finish();
         }
-        let mut exec = HostExecutor::new(source.clone()).with_control(control).with_calibration(&windows)?;
+        let mut exec = request.profile_on.calibrated(source.clone(), control, &windows)?;
         let last = measured.iter().rposition(|m| !m.is_empty()).map_or(0, |at| at + 1);
         let mut progress = Progress::new("allocate", last as u64, request.quiet);
         let mut found: Vec<Vec<Unit>> = Vec::new();
@@ -140,7 +140,7 @@ impl Allocation {
             taps.dedup();
             let stats = exec.profile(region, &module.fused, &taps, Afterwards::Exit)?;
             let stats: Vec<_> = taps.into_iter().zip(stats).collect();
-            let costs = costs(region, &exec, &stats, measured, self.symmetric, self.group);
+            let costs = costs(region, exec.as_ref(), &stats, measured, self.symmetric, self.group);
             found.push(costs.map_err(|e| Failure::new(Exit::BadInput, e))?);
             progress.step(&region.name.to_string());
         }

@@ -1,5 +1,5 @@
 //! What runs a model: packed weights by the CPU's kernels, kernels for a device by the device, everything else by the
-//! reference executor.
+//! reference executor, on the processor or, through burn-cuda, on the device.
 
 use awqc_cpu::{Activations, CacheNumbers, CpuError, Isa, Options, Pages};
 use awqc_exec::{Host, Logits, Session};
@@ -7,6 +7,7 @@ use awqc_ir::verify::verify;
 use awqc_ir::{Layout, WeightExpr};
 use awqc_passes::Tensor;
 
+use crate::burn::Burn;
 use crate::device::has_kernels;
 use crate::failure::{Exit, Failure};
 use crate::interrupt::Interrupt;
@@ -94,10 +95,10 @@ impl Engine for awqc_cuda::Session {
     }
 }
 
-/// Where a model with kernels for a device runs.
+/// Where a model runs that is not compiled for processors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Where {
-    /// On the CUDA device.
+    /// On the CUDA device: by the model's kernels, or, if it has none, by burn-cuda in f32.
     Cuda,
     /// On the processor, weights decoded to f32: slow.
     Host,
@@ -123,7 +124,9 @@ pub struct EngineArgs {
     /// The instruction set of the packed kernels; the best that the machine and the model's target have if not given.
     #[arg(long, value_name = "ISA")]
     pub isa: Option<Isa>,
-    /// Where a model with CUDA kernels runs: on the device, which is the default, or on the processor, which is slow.
+    /// Where a model with CUDA kernels runs: on the device, which is the default, or on the processor, which is slow. A
+    /// `reference` model or one of floats runs on the processor unless `cuda` is given: then in f32 on the device, which
+    /// needs a build with the feature burn-cuda.
     #[arg(long, value_name = "cuda|host")]
     pub device: Option<Where>,
 }
@@ -177,15 +180,20 @@ impl EngineArgs {
     pub fn refuse_device(&self) -> Result<(), Failure> {
         match self.device {
             Some(Where::Cuda) => Err(Failure::new(Exit::Usage, "--device cuda: the model has no kernels for a device")
-                .help("compile it with --target cuda-sm80, cuda-sm86, cuda-sm89 or cuda-sm90")),
+                .help("compile it with --target cuda-sm80, cuda-sm86, cuda-sm89, cuda-sm90, or reference")),
             Some(Where::Host) | None => Ok(()),
         }
     }
 }
 
-/// Whether a device runs this model.
+/// Whether a device runs this model by kernels of the model's own.
 pub fn on_device(model: &Model, args: &EngineArgs) -> bool {
     args.device != Some(Where::Host) && has_kernels(model)
+}
+
+/// Whether a device is to run this model, which has no kernels for it, by burn-cuda.
+pub fn by_burn(model: &Model, args: &EngineArgs) -> bool {
+    args.device == Some(Where::Cuda) && !has_kernels(model) && !packed(model)
 }
 
 /// The model on the device.
@@ -193,17 +201,32 @@ pub fn on_device(model: &Model, args: &EngineArgs) -> bool {
 /// # Errors
 /// When there is no device that can run it, or something is asked for that only processors have.
 pub fn device(model: &Model, args: &EngineArgs, context: usize) -> Result<awqc_cuda::Session, Failure> {
+    refuse_processors(args)?;
+    crate::device::session(model, args.ctx.unwrap_or(context))
+}
+
+/// The model on the device, by burn-cuda.
+///
+/// # Errors
+/// As [`device()`], and when the build lacks burn-cuda.
+pub fn burn(model: &Model, args: &EngineArgs) -> Result<Burn, Failure> {
+    refuse_processors(args)?;
+    crate::burn::session(model)
+}
+
+/// An error if something is asked for that only processors have.
+fn refuse_processors(args: &EngineArgs) -> Result<(), Failure> {
     let given = [
         ("--act", args.act.is_some()),
         ("--pages", args.pages.is_some()),
         ("--kv", args.kv.is_some()),
         ("--isa", args.isa.is_some()),
     ];
-    if let Some((flag, _)) = given.into_iter().find(|(_, given)| *given) {
-        return Err(Failure::new(Exit::Usage, format!("{flag} is for models that run on the processor"))
-            .help("leave it out, or compile the model for a CPU target: --target cpu-native"));
+    match given.into_iter().find(|(_, given)| *given) {
+        Some((flag, _)) => Err(Failure::new(Exit::Usage, format!("{flag} is for models that run on the processor"))
+            .help("leave it out, or compile the model for a CPU target: --target cpu-native")),
+        None => Ok(()),
     }
-    crate::device::session(model, args.ctx.unwrap_or(context))
 }
 
 /// Whether packed kernels run this model: some of its weights are in their layout.
@@ -230,6 +253,9 @@ pub fn engine<'m>(
 ) -> Result<Box<dyn Engine + 'm>, Failure> {
     if on_device(model, args) {
         return Ok(Box::new(device(model, args, context)?));
+    }
+    if by_burn(model, args) {
+        return Ok(Box::new(burn(model, args)?));
     }
     if packed(model) {
         args.refuse_device()?;

@@ -9,7 +9,8 @@ use awqc_ir::{Module, TensorSource};
 use awqc_passes::{ExecError, Tensor};
 use rayon::prelude::*;
 
-use crate::engine::{Engine, EngineArgs, engine, on_device, packed};
+use crate::device::has_kernels;
+use crate::engine::{Engine, EngineArgs, Where, by_burn, engine, on_device, packed};
 use crate::failure::{Exit, Failure};
 use crate::interrupt::Interrupt;
 use crate::logits::{Row, Saved, Saving};
@@ -57,8 +58,10 @@ pub fn evaluate(
     windows: &[Vec<i32>],
     watched: Watched<'_>,
 ) -> Result<Summary, Failure> {
-    let own = |m: &Model| packed(m) || on_device(m, args);
-    if !own(model) && !matches!(against, Against::Model(other) if own(other)) {
+    // Where a model's own kernels are on the device, what it is compared with runs on the processor as ever.
+    let device = args.device.filter(|device| *device == Where::Host || !has_kernels(model));
+    let others = &EngineArgs { device, ..args.clone() };
+    if !in_turn(model, args) && !matches!(against, Against::Model(other) if in_turn(other, others)) {
         args.refuse()?;
     }
     // What cannot be compared or written is found before anything runs.
@@ -83,7 +86,7 @@ pub fn evaluate(
     let scorer = Scorer::new(model, args, threads, windows, "evaluate", watched)?;
     let reference = match (against, saved) {
         (Against::Model(other), _) => {
-            Reference::Model(Scorer::new(other, args, threads, windows, "reference", watched)?)
+            Reference::Model(Scorer::new(other, others, threads, windows, "reference", watched)?)
         }
         (Against::Nothing | Against::Saved(_), None) => Reference::Nothing,
         (Against::Nothing | Against::Saved(_), Some(saved)) => Reference::Saved(saved),
@@ -202,6 +205,11 @@ fn same_vocabulary(model: Option<u64>, other: Option<u64>) -> Result<(), Failure
         .help("compare a model with the one that it was made from"))
 }
 
+/// Whether windows run one after the other: by kernels of the model's own, or on a device.
+fn in_turn(model: &Model, args: &EngineArgs) -> bool {
+    packed(model) || on_device(model, args) || by_burn(model, args)
+}
+
 /// A model that gives logits piece by piece.
 enum Scorer<'a> {
     /// All windows stand before the last region.
@@ -219,7 +227,7 @@ impl<'a> Scorer<'a> {
         label: &str,
         watched: Watched<'_>,
     ) -> Result<Self, Failure> {
-        if packed(model) || on_device(model, args) {
+        if in_turn(model, args) {
             let longest = windows.iter().map(Vec::len).max().unwrap_or(0);
             return Ok(Self::InTurn { session: engine(model, args, longest, threads, watched.interrupt)?, windows });
         }

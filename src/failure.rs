@@ -81,6 +81,7 @@ impl From<awqc_passes::ExecError> for Failure {
         match &error {
             E::Tensor(_) | E::NotFinite(_) => Self::new(Exit::BadInput, error),
             E::Unavailable(_) => Self::new(Exit::Failed, error),
+            E::Memory(_) => Self::new(Exit::Memory, error).help("use a device with more memory, or the processor"),
             E::Interrupted => Self::interrupted(),
         }
     }

@@ -13,6 +13,7 @@ pub use awqc_passes as passes;
 mod allocation;
 pub mod bandwidth;
 pub mod bench;
+pub mod burn;
 pub mod calibration;
 pub mod chat;
 mod cli;

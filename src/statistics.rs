@@ -3,7 +3,6 @@
 
 use std::path::{Path, PathBuf};
 
-use awqc_exec::HostExecutor;
 use awqc_passes::profile::store::{Recording, Replaying, StatsStore, from_tensors, to_tensors};
 use awqc_passes::{ExecError, Executor, InputStats, Tensor};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -63,7 +62,7 @@ impl Folder {
     }
 
     /// Puts this folder in front of `exec` while `work` runs.
-    pub fn with<R>(&mut self, exec: &mut HostExecutor, work: impl FnOnce(&mut dyn Executor) -> R) -> R {
+    pub fn with<R>(&mut self, exec: &mut dyn Executor, work: impl FnOnce(&mut dyn Executor) -> R) -> R {
         match self.replay {
             true => work(&mut Replaying { inner: exec, store: self }),
             false => work(&mut Recording { inner: exec, store: self }),

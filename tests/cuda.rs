@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use awqc::burn::ProfileOn;
 use awqc::calibration::Calibration;
 use awqc::compile::{Request, compile};
 use awqc::cuda::{Lowered, Session, lower};
@@ -53,6 +54,7 @@ fn artefact(folder: &Path, out: PathBuf, pipeline: &str, quant: Quant) -> Option
         samples: 1,
         seqlen: 8,
         statistics: Statistics::Gather,
+        profile_on: ProfileOn::Host,
         out: out.clone(),
         existing: Existing::Refuse,
         resume: false,

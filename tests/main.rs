@@ -2,6 +2,8 @@
 #![allow(missing_docs, reason = "tests")]
 
 mod bits;
+#[cfg(feature = "burn-cuda")]
+mod burn;
 mod check_each;
 mod cli;
 mod cpu;

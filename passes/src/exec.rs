@@ -43,6 +43,9 @@ pub enum ExecError {
     /// A value became NaN or infinite.
     #[error("{0}")]
     NotFinite(String),
+    /// A device has too little memory.
+    #[error("{0}")]
+    Memory(String),
     /// The user asked to stop.
     #[error("interrupted")]
     Interrupted,

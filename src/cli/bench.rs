@@ -10,7 +10,7 @@ use super::{Context, print_json};
 use crate::bandwidth::bandwidth;
 use crate::bench::{Row, Subject, Test, measure};
 use crate::device::has_kernels;
-use crate::engine::{EngineArgs, Where, cpu, device, on_device};
+use crate::engine::{EngineArgs, Where, burn, by_burn, cpu, device, on_device};
 use crate::failure::{Exit, Failure};
 use crate::model::Model;
 use crate::progress::{print, say};
@@ -179,6 +179,12 @@ fn open<'m>(context: &Context, args: &Args, model: &'m Model, room: usize) -> Re
         let (runs_on, bandwidth) = (session.device().name().to_owned(), crate::device::bandwidth(session.device())?);
         let bandwidth = Some(bandwidth);
         return Ok(Opened { session: Box::new(session), runs_on, act: "f16", kv: "f16", threads: 1, bandwidth });
+    }
+    if by_burn(model, &args.engine) {
+        let session = burn(model, &args.engine)?;
+        let device = awqc_cuda::driver::Device::open(None)?;
+        let (runs_on, bandwidth) = (device.name().to_owned(), Some(crate::device::bandwidth(&device)?));
+        return Ok(Opened { session: Box::new(session), runs_on, act: "f32", kv: "f32", threads: 1, bandwidth });
     }
     args.engine.refuse_device()?;
     if args.engine.device == Some(Where::Host) && has_kernels(model) {

@@ -7,6 +7,7 @@ use awqc_ir::{Group, Quant};
 
 use super::calibrate::CalibrationArgs;
 use super::{Context, print_json};
+use crate::burn::ProfileOn;
 use crate::compile::{Outcome, Request, compile};
 use crate::failure::{Exit, Failure};
 use crate::progress::{print, say};
@@ -63,6 +64,16 @@ pub(super) struct Args {
     nvrtc: Vec<PathBuf>,
     #[command(flatten)]
     calibration: CalibrationArgs,
+    /// Where the calibration text runs through the model: on the processor, or on a CUDA device, in f32. The device needs a
+    /// build with the feature burn-cuda.
+    #[arg(
+        long,
+        value_name = "host|cuda",
+        default_value = "host",
+        hide_possible_values = true,
+        conflicts_with = "profile"
+    )]
+    profile_on: ProfileOn,
     /// Keep the statistics of the activations in this folder, for other compiles of the same model.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["profile", "resume"])]
     save_profile: Option<PathBuf>,
@@ -133,6 +144,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
             (None, Some(dir)) => Statistics::Load(dir.clone()),
             (None, None) => Statistics::Gather,
         },
+        profile_on: args.profile_on,
         out,
         existing: if args.force { Existing::Replace } else { Existing::Refuse },
         resume: args.resume,

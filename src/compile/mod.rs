@@ -21,6 +21,7 @@ pub use checks::compilable;
 pub use report::{Outcome, PassSummary, Report};
 
 use crate::allocation::Allocation;
+use crate::burn::ProfileOn;
 use crate::calibration::Calibration;
 use crate::device::write_kernels;
 use crate::evaluate::Watched;
@@ -65,6 +66,8 @@ pub struct Request<'a> {
     pub seqlen: usize,
     /// Where the statistics of activations come from.
     pub statistics: Statistics,
+    /// Where they are gathered.
+    pub profile_on: ProfileOn,
     /// The artefact's folder.
     pub out: PathBuf,
     /// What to do with an existing folder.
@@ -96,6 +99,10 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     let first = 0..tuning.as_ref().map_or(usize::MAX, |t| t.at);
     if propagates(&pipeline) {
         checks::own_statistics(&request.statistics)?;
+    }
+    let device = request.profile_on.check()?.filter(|_| profiles(&pipeline) && !request.quiet);
+    if let Some(device) = device {
+        say(&format!("note: calibration runs on the CUDA device: {device}"));
     }
     let staging = Staging::create(&request.out, request.existing).map_err(output::emit_failure)?;
     let model = match request.random {
@@ -131,6 +138,7 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
         "source": request.calibration.describe(),
         "windows": windows.len(),
         "tokens": windows.iter().map(Vec::len).sum::<usize>(),
+        "profiled_on": request.profile_on.name(),
     });
     let mut statistics = match &request.statistics {
         Statistics::Gather => None,
@@ -139,17 +147,18 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     };
     let calibrated = statistics.as_ref().map_or(calibrated, |s| s.calibration.clone());
     let Model { mut module, source, .. } = model;
-    let mut exec =
-        HostExecutor::new(source.clone()).with_control(Control::new().with_interrupt(request.interrupt.flag()));
-    if !windows.is_empty() {
-        exec = exec.with_calibration(&windows)?;
-    }
+    let control = Control::new().with_interrupt(request.interrupt.flag());
+    let mut exec: Box<dyn Executor> = match windows.is_empty() {
+        true => Box::new(HostExecutor::new(source.clone()).with_control(control)),
+        false => request.profile_on.calibrated(source.clone(), control, &windows)?,
+    };
 
     let work = request.resume.then(|| {
         let parts = [
             ("pipeline", json!(pipeline)),
             ("calibration text", digest(&windows)),
             ("random weights", json!(request.random)),
+            ("profile on", json!(request.profile_on.name())),
         ];
         Work::open(&request.out, &fingerprint(request.model, parts))
     });
@@ -202,8 +211,8 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
                 manager.run_part(first.clone(), cx, &mut region, exec, &mut remarks, &mut |e| request.watch.show(e))
             };
             match &mut statistics {
-                Some(folder) => folder.with(&mut exec, run),
-                None => run(&mut exec),
+                Some(folder) => folder.with(exec.as_mut(), run),
+                None => run(exec.as_mut()),
             }
             .map_err(|e| pass_failure(&e))?;
             if let Some(work) = &work {
@@ -227,7 +236,7 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
             let (cx, rest) =
                 (&mut module_cx(&mut module, &shared, i + 1 == count, widths(i)), tuning.at + 1..usize::MAX);
             manager
-                .run_part(rest, cx, &mut region, &mut exec, &mut remarks, &mut |e| request.watch.show(e))
+                .run_part(rest, cx, &mut region, exec.as_mut(), &mut remarks, &mut |e| request.watch.show(e))
                 .map_err(|e| pass_failure(&e))?;
             emit(&mut region, &module, i == 0)?;
             module.regions.push(region);
@@ -309,6 +318,9 @@ pub fn pass_failure(error: &ManagerError) -> Failure {
         ManagerErrorKind::Pass(PassError::Refused(_)) => Exit::Unsupported,
         ManagerErrorKind::Pass(PassError::Exec(ExecError::Unavailable(_)))
         | ManagerErrorKind::Run(ExecError::Unavailable(_)) => Exit::Failed,
+        ManagerErrorKind::Pass(PassError::Exec(ExecError::Memory(_))) | ManagerErrorKind::Run(ExecError::Memory(_)) => {
+            Exit::Memory
+        }
     };
     Failure::new(exit, error)
 }

@@ -12,8 +12,9 @@ pub(crate) enum Mode {
     Check,
 }
 
-pub(crate) fn docs(mode: Mode) -> Result<()> {
-    let passes = capture(&cargo(), &["run", "--quiet", "--", "passes", "--markdown"])?;
+/// `features` are flags for cargo that say which build of the program is asked.
+pub(crate) fn docs(mode: Mode, features: &[&str]) -> Result<()> {
+    let passes = capture(&cargo(), &[&["run", "--quiet"], features, &["--", "passes", "--markdown"]].concat())?;
     for (page, text) in [("docs/passes.md", passes), ("docs/ir.md", language()?)] {
         let path = root().join(page);
         match mode {

@@ -39,8 +39,8 @@ fn main() -> ExitCode {
         }
         ["gpu", options @ ..] => gpu::Options::parse(options).and_then(|o| gpu::gpu(&o)),
         ["gpu-prepare", dir] => gpu::prepare(dir),
-        ["docs"] => docs::docs(docs::Mode::Write),
-        ["docs", "--check"] => docs::docs(docs::Mode::Check),
+        ["docs"] => docs::docs(docs::Mode::Write, &[]),
+        ["docs", "--check"] => docs::docs(docs::Mode::Check, &[]),
         ["goldens"] => goldens::goldens("target/goldens"),
         ["goldens", dir] => goldens::goldens(dir),
         _ => {

@@ -24,13 +24,19 @@ impl fmt::Display for Tally {
     }
 }
 
+/// Everything is built with burn-cuda, once; without it, the crates that know of it are looked at only.
+const BURN: [&str; 2] = ["--features", "awqc/burn-cuda"];
+
 pub(crate) fn test() -> Result<()> {
     let cargo = cargo();
     run(&cargo, &["fmt", "--all", "--check"])?;
-    run(&cargo, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
-    docs(Mode::Check)?;
+    let lints = ["--", "-D", "warnings"];
+    run(&cargo, &[&["clippy", "--workspace", "--all-targets"], &BURN[..], &lints].concat())?;
+    run(&cargo, &[&["clippy", "-p", "awqc", "-p", "awqc-exec"], &lints[..]].concat())?;
+    docs(Mode::Check, &BURN)?;
     let mut tally = Tally::default();
-    let here = tests(&mut command(&cargo, &["test", "--workspace", "--no-fail-fast"]), &mut tally);
+    let all = [&["test", "--workspace", "--no-fail-fast"], &BURN[..]].concat();
+    let here = tests(&mut command(&cargo, &all), &mut tally);
     let elsewhere = match arm::prepare() {
         Some(environment) => arm::check(&environment, &mut tally),
         None => {

@@ -1,4 +1,4 @@
-//! The executor that passes use: calibration and evaluation on the host.
+//! The executor that passes use: calibration and evaluation on any backend.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,12 +6,11 @@ use std::sync::Arc;
 use awqc_ir::{FusedDef, Region, RegionName, TensorSource, ValueId, WeightId};
 use awqc_passes::profile::store::sets;
 use awqc_passes::{Afterwards, ExecError, Executor, InputStats, Tensor};
-use rayon::prelude::*;
+use burn_backend::tensor::Device;
 
+use crate::calibrate::{Calibrate, Rows, Sums};
 use crate::control::Control;
-use crate::gram::Accumulator;
-use crate::host::math::all_finite;
-use crate::host::{Host, floats};
+use crate::host::Host;
 use crate::interp::{Interpreter, Val, Weights};
 use crate::memo::Memo;
 use crate::realize::tensor;
@@ -20,17 +19,21 @@ use crate::{chain, stream, synthetic};
 /// Tokens that are in flight between two updates of the statistics.
 const BLOCK_TOKENS: usize = 4096;
 
-type Stream = Vec<Val<Host>>;
+type Stream<B> = Vec<Val<B>>;
 
-/// Runs regions on the host for calibration, see [`Executor`].
-pub struct HostExecutor {
+/// Runs regions on the host, see [`Executor`].
+pub type HostExecutor = BurnExecutor<Host>;
+
+/// Runs regions on a burn backend for calibration, see [`Executor`].
+pub struct BurnExecutor<B: Calibrate> {
     source: Memo,
+    device: Device<B>,
     control: Control,
     /// One stream for each calibration window, at the entry of the region to be compiled.
-    streams: Vec<Stream>,
+    streams: Vec<Stream<B>>,
     tokens: u64,
     last: Option<RegionName>,
-    sample: Option<(RegionName, Vec<Stream>)>,
+    sample: Option<(RegionName, Vec<Stream<B>>)>,
     sample_windows: usize,
     sample_rows: usize,
 }
@@ -38,8 +41,16 @@ pub struct HostExecutor {
 impl HostExecutor {
     /// An executor without calibration: it can realize weights and evaluate on synthetic inputs.
     pub fn new(source: Arc<dyn TensorSource>) -> Self {
+        Self::on(Device::<Host>::default(), source)
+    }
+}
+
+impl<B: Calibrate> BurnExecutor<B> {
+    /// As [`HostExecutor::new`], on a device of the backend.
+    pub fn on(device: Device<B>, source: Arc<dyn TensorSource>) -> Self {
         Self {
             source: Memo::new(source),
+            device,
             control: Control::new(),
             streams: Vec::new(),
             tokens: 0,
@@ -58,7 +69,7 @@ impl HostExecutor {
         if windows.is_empty() {
             return Err(ExecError::Unavailable("there are no calibration tokens: give a text with --calib".into()));
         }
-        self.streams = stream::open(windows)?;
+        self.streams = stream::open(windows, &self.device)?;
         self.tokens = windows.iter().map(|w| w.len() as u64).sum();
         Ok(self)
     }
@@ -97,9 +108,9 @@ impl HostExecutor {
         self.tokens
     }
 
-    fn weights(&self, region: &Region) -> Result<Weights<Host>, ExecError> {
+    fn weights(&self, region: &Region) -> Result<Weights<B>, ExecError> {
         self.source.enter(&region.name);
-        Weights::load(region, &self.source, &Default::default())
+        Weights::load(region, &self.source, &self.device)
     }
 
     /// Windows in one block of calibration: a function of the windows alone.
@@ -109,14 +120,17 @@ impl HostExecutor {
     }
 }
 
+/// Observed values, and results.
+type Ran<B> = (BTreeMap<ValueId, Val<B>>, Stream<B>);
+
 /// Runs `region` on one window's inputs and returns the observed taps and the results, all checked to be finite.
-fn window(
-    interpreter: &Interpreter<'_, Host>,
+fn window<B: Calibrate>(
+    interpreter: &Interpreter<'_, B>,
     region: &Region,
-    weights: &Weights<Host>,
-    inputs: Stream,
+    weights: &Weights<B>,
+    inputs: Stream<B>,
     taps: &[ValueId],
-) -> Result<(BTreeMap<ValueId, Val<Host>>, Stream), ExecError> {
+) -> Result<Ran<B>, ExecError> {
     let again = inputs.clone();
     let mut seen = BTreeMap::new();
     let results = interpreter.run(region, weights, inputs, None, &mut |id, val| {
@@ -125,7 +139,7 @@ fn window(
         }
         Ok(())
     })?;
-    if seen.values().chain(&results).all(finite) {
+    if finite(seen.values().chain(&results))? {
         return Ok((seen, results));
     }
     // Once more, to name the first value that went wrong.
@@ -137,35 +151,28 @@ fn window(
                 region.name
             ))
         };
-        if finite(val) { Ok(()) } else { Err(message()) }
+        if finite([val])? { Ok(()) } else { Err(message()) }
     })?;
     Err(ExecError::NotFinite(format!("region {}: a value inside a fused op is not finite", region.name)))
 }
 
-fn finite(val: &Val<Host>) -> bool {
-    match val {
-        Val::Float(t) => all_finite(&floats(t)),
-        Val::Routed(r) => all_finite(&floats(&r.rows)),
-        Val::Int(_) => true,
-    }
+fn finite<'a, B: Calibrate>(values: impl IntoIterator<Item = &'a Val<B>>) -> Result<bool, ExecError> {
+    let floats = |val: &'a Val<B>| match val {
+        Val::Float(t) => Some(t),
+        Val::Routed(r) => Some(&r.rows),
+        Val::Int(_) => None,
+    };
+    B::all_finite(&values.into_iter().filter_map(floats).collect::<Vec<_>>())
 }
 
-/// The numbers of a value, and where those of each expert lie; all of them for a value without experts.
-type Numbers<'a> = (std::borrow::Cow<'a, [f32]>, Vec<std::ops::Range<usize>>);
-
-fn float_of<'a>(region: &Region, id: ValueId, val: &'a Val<Host>) -> Result<Numbers<'a>, ExecError> {
+/// The rows of each expert; all of them for a value without experts.
+fn rows_of<'a, B: Calibrate>(region: &Region, id: ValueId, val: &'a Val<B>) -> Result<Vec<Rows<'a, B>>, ExecError> {
     match val {
-        Val::Float(t) => {
-            let numbers = floats(t);
-            let all = 0..numbers.len();
-            Ok((numbers, vec![all]))
+        Val::Float(of) => {
+            let rows = val.shape().split_last().map_or(1, |(_, lead)| lead.iter().product());
+            Ok(vec![Rows { of, range: 0..rows }])
         }
-        Val::Routed(r) => {
-            let numbers = floats(&r.rows);
-            let width = numbers.len() / r.route.tokens.len().max(1);
-            let ranges = r.route.ranges().map(|rows| rows.start * width..rows.end * width).collect();
-            Ok((numbers, ranges))
-        }
+        Val::Routed(r) => Ok(r.route.ranges().map(|range| Rows { of: &r.rows, range }).collect()),
         Val::Int(_) => Err(ExecError::Tensor(format!(
             "region {}: %{} holds integers and has no statistics",
             region.name,
@@ -174,7 +181,7 @@ fn float_of<'a>(region: &Region, id: ValueId, val: &'a Val<Host>) -> Result<Numb
     }
 }
 
-impl Executor for HostExecutor {
+impl<B: Calibrate> Executor for BurnExecutor<B> {
     fn realize(&self, region: &Region, weight: WeightId) -> Result<Tensor, ExecError> {
         self.source.enter(&region.name);
         tensor(region, weight, &self.source)
@@ -196,16 +203,16 @@ impl Executor for HostExecutor {
         let is_last = self.last.as_ref() == Some(&region.name);
         let ran = if is_last || stays { chain::prune(region, taps) } else { region.clone() };
         let weights = self.weights(&ran)?;
-        let interpreter = Interpreter::<Host> { fused, device: &Default::default() };
-        let mut statistics: BTreeMap<ValueId, Vec<Accumulator>> = BTreeMap::new();
+        let interpreter = Interpreter::<B> { fused, device: &self.device };
+        let mut statistics: BTreeMap<ValueId, Vec<B::Sums>> = BTreeMap::new();
         let (total, block) = (self.streams.len(), self.block());
         let mut sample = Vec::new();
         // Streams are replaced block by block, so that old and new hidden states do not both exist for all windows.
         // After an error the stream is gone: a half-moved one would be of no use.
         let mut left = std::mem::take(&mut self.streams).into_iter();
-        let mut moved: Vec<Stream> = Vec::with_capacity(total);
+        let mut moved: Vec<Stream<B>> = Vec::with_capacity(total);
         loop {
-            let batch: Vec<Stream> = left.by_ref().take(block).collect();
+            let batch: Vec<Stream<B>> = left.by_ref().take(block).collect();
             if batch.is_empty() {
                 break;
             }
@@ -219,7 +226,7 @@ impl Executor for HostExecutor {
             for (inputs, _) in kept.take(self.sample_windows.saturating_sub(sample.len())) {
                 sample.push(inputs.clone());
             }
-            let run = |(inputs, rest): (Stream, Stream)| {
+            let run = |(inputs, rest): (Stream<B>, Stream<B>)| {
                 let (seen, mut stream) = window(&interpreter, &ran, &weights, inputs, taps)?;
                 if is_last {
                     stream.clear();
@@ -227,19 +234,18 @@ impl Executor for HostExecutor {
                 stream.extend(rest);
                 Ok((seen, stream))
             };
-            let ran_batch = entered.into_par_iter().map(run).collect::<Result<Vec<_>, ExecError>>()?;
+            let ran_batch = B::each(entered, run)?;
             for tap in taps.iter().collect::<std::collections::BTreeSet<_>>() {
                 let values = ran_batch.iter().filter_map(|(seen, _)| seen.get(tap));
-                let blocks = values.map(|v| float_of(region, *tap, v)).collect::<Result<Vec<_>, _>>()?;
+                let blocks = values.map(|v| rows_of(region, *tap, v)).collect::<Result<Vec<_>, _>>()?;
                 let channels = region.value(*tap).ty.channels().and_then(|c| usize::try_from(c).ok()).unwrap_or(0);
                 let (tokens, rows) = (self.tokens, self.sample_rows);
                 let experts = sets(region, *tap);
                 let statistics = statistics.entry(*tap).or_insert_with(|| {
-                    (0..experts).map(|_| Accumulator::new(channels, tokens / experts as u64, rows)).collect()
+                    (0..experts).map(|_| B::Sums::new(channels, tokens / experts as u64, rows)).collect()
                 });
                 for (e, statistics) in statistics.iter_mut().enumerate() {
-                    let parts = blocks.iter().filter_map(|(numbers, ranges)| numbers.get(ranges.get(e)?.clone()));
-                    statistics.add(&parts.collect::<Vec<_>>());
+                    statistics.add(&blocks.iter().filter_map(|rows| rows.get(e).cloned()).collect::<Vec<_>>())?;
                 }
             }
             if !stays {
@@ -249,8 +255,11 @@ impl Executor for HostExecutor {
         }
         self.streams = moved;
         self.sample = Some((region.name.clone(), sample));
-        let finish = |(id, s): (ValueId, Vec<Accumulator>)| (id, s.into_iter().map(Accumulator::finish).collect());
-        let done: BTreeMap<ValueId, Vec<InputStats>> = statistics.into_iter().map(finish).collect();
+        let finish = |(id, s): (ValueId, Vec<B::Sums>)| {
+            Ok((id, s.into_iter().map(Sums::finish).collect::<Result<_, ExecError>>()?))
+        };
+        let done: BTreeMap<ValueId, Vec<InputStats>> =
+            statistics.into_iter().map(finish).collect::<Result<_, ExecError>>()?;
         let mut out = Vec::new();
         for tap in taps {
             out.extend(done.get(tap).cloned().ok_or_else(|| {
@@ -265,20 +274,20 @@ impl Executor for HostExecutor {
         let weights = self.weights(&ran)?;
         let inputs = match &self.sample {
             Some((name, inputs)) if *name == region.name && !inputs.is_empty() => inputs.clone(),
-            Some(_) | None => vec![synthetic::inputs(region, fused)],
+            Some(_) | None => vec![synthetic::inputs(region, fused, &self.device)],
         };
-        let interpreter = Interpreter::<Host> { fused, device: &Default::default() };
-        let run = |inputs: Stream| {
+        let interpreter = Interpreter::<B> { fused, device: &self.device };
+        let run = |inputs: Stream<B>| {
             self.control.check()?;
             Ok(window(&interpreter, &ran, &weights, inputs, &[])?.1)
         };
-        let windows = inputs.into_par_iter().map(run).collect::<Result<Vec<_>, ExecError>>()?;
+        let windows = B::each(inputs, run)?;
         (0..at.len()).map(|i| join(windows.iter().filter_map(|w| w.get(i)))).collect()
     }
 }
 
 /// The rows of one value of all windows, `[rows, channels]`.
-fn join<'a>(parts: impl Iterator<Item = &'a Val<Host>>) -> Result<Tensor, ExecError> {
+fn join<'a, B: Calibrate>(parts: impl Iterator<Item = &'a Val<B>>) -> Result<Tensor, ExecError> {
     let mut out = Tensor::default();
     let mut cols = 1;
     for part in parts {

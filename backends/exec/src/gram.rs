@@ -22,7 +22,7 @@ struct Tile {
 
 /// Statistics of one value under construction. Blocks of rows are added in order; the cut into tiles depends on the
 /// number of channels alone, so the sums do not depend on the number of threads.
-pub(crate) struct Accumulator {
+pub struct Accumulator {
     channels: usize,
     tiles: Vec<Tile>,
     tokens: u64,
@@ -55,6 +55,11 @@ impl Accumulator {
             sample: Vec::new(),
             stride: tokens.div_ceil(samples.max(1) as u64).max(1),
         }
+    }
+
+    /// Numbers in a row.
+    pub(crate) fn channels(&self) -> usize {
+        self.channels
     }
 
     /// Adds row-major blocks of rows.

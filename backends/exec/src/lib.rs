@@ -1,9 +1,11 @@
 //! Runs verified modules on any burn backend: the reference meaning of the IR, calibration, the realisation of weight
 //! expressions, and the emitters of the targets that need no kernels of their own.
 
+mod calibrate;
 mod chain;
 pub mod control;
 pub mod coverage;
+pub mod device;
 pub mod emit;
 pub mod executor;
 mod gradient;
@@ -20,9 +22,10 @@ pub mod stream;
 mod synthetic;
 pub mod tune;
 
+pub use calibrate::{Calibrate, Rows, Sums};
 pub use chain::rowwise;
 pub use control::{Control, Progress};
-pub use executor::HostExecutor;
+pub use executor::{BurnExecutor, HostExecutor};
 pub use host::Host;
 pub use interp::{Caches, ExecBackend, Interpreter, Val, Weights};
 pub use memory::MemorySource;

@@ -61,7 +61,8 @@ pub fn sensitivity(
     };
 
     let interpreter = Interpreter::<Host> { fused: &module.fused, device: &Default::default() };
-    let mut entered: Vec<Vec<Stream>> = stream::open(windows)?.into_iter().map(|s| vec![s]).collect();
+    let mut entered: Vec<Vec<Stream>> =
+        stream::open(windows, &Default::default())?.into_iter().map(|s| vec![s]).collect();
     for region in body {
         control.check()?;
         let weights = Weights::load(region, source, &Default::default())?;

@@ -3,7 +3,8 @@
 
 use awqc_ir::{Dim, Module, Name, Region, TensorSource, Verified};
 use awqc_passes::{ExecError, Tensor};
-use burn_backend::TensorMetadata;
+use burn_backend::tensor::Device;
+use burn_backend::{Backend, TensorMetadata};
 use rayon::prelude::*;
 
 use crate::chain;
@@ -82,7 +83,7 @@ pub fn prepare<'m>(
     let Some((head, body)) = module.regions.split_last() else {
         return Err(ExecError::Tensor("the module has no regions".into()));
     };
-    let mut streams = open(windows)?;
+    let mut streams = open::<Host>(windows, &Default::default())?;
     for region in body {
         let weights = Weights::load(region, source, &Default::default())?;
         streams = pass(module, region, &weights, streams, control)?;
@@ -152,12 +153,12 @@ pub(crate) fn pieces(head: &Region, sequence: Option<&Name>, window: usize, toke
 }
 
 /// The stream of every window at the module's entry.
-pub(crate) fn open(windows: &[Vec<i32>]) -> Result<Vec<Vec<Val<Host>>>, ExecError> {
+pub(crate) fn open<B: Backend>(windows: &[Vec<i32>], device: &Device<B>) -> Result<Vec<Vec<Val<B>>>, ExecError> {
     let start = |ids: &Vec<i32>| {
         if ids.is_empty() {
             return Err(ExecError::Unavailable("a window without tokens".into()));
         }
-        chain::start::<Host>(ids.clone(), 1, 0, &Default::default())
+        chain::start(ids.clone(), 1, 0, device)
     };
     windows.iter().map(start).collect()
 }

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use awqc_ir::{Dim, Elem, FusedDef, Name, Op, Operand, Region, ValueId};
 use awqc_passes::Tensor;
+use burn_backend::Backend;
+use burn_backend::tensor::Device;
 
-use crate::host::Host;
 use crate::interp::Val;
 
 /// The sizes that symbolic dimensions get, in order of appearance.
@@ -13,7 +14,7 @@ const SIZES: [usize; 3] = [2, 24, 4];
 
 /// Values for the parameters of `region`: floats from about the standard normal distribution, positions counted from
 /// 0, ids inside the tables that they index.
-pub(crate) fn inputs(region: &Region, fused: &[FusedDef]) -> Vec<Val<Host>> {
+pub(crate) fn inputs<B: Backend>(region: &Region, fused: &[FusedDef], device: &Device<B>) -> Vec<Val<B>> {
     let mut dims: BTreeMap<Name, usize> = BTreeMap::new();
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut next = || {
@@ -50,14 +51,14 @@ pub(crate) fn inputs(region: &Region, fused: &[FusedDef]) -> Vec<Val<Host>> {
                     ids.iter_mut().filter(|id| **id == token as i32).for_each(|id| *id = other as i32);
                     ids.iter_mut().take(if places <= len { places } else { 0 }).for_each(|id| *id = token as i32);
                 }
-                Val::ints(ids, &shape, &Default::default())
+                Val::ints(ids, &shape, device)
             }
             Elem::F32 | Elem::F16 | Elem::Bf16 | Elem::Quant(_) => {
                 // Four uniform numbers: bell-shaped, bounded, variance 1.
                 let mut unit = || (next() >> 40) as f32 / (1u32 << 23) as f32 - 1.0;
                 let scale = (3.0f32 / 4.0).sqrt();
                 let data = (0..len).map(|_| (unit() + unit() + unit() + unit()) * scale).collect();
-                Val::floats(Tensor { shape, data }, &Default::default())
+                Val::floats(Tensor { shape, data }, device)
             }
         });
     }

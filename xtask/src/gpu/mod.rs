@@ -19,13 +19,14 @@ pub(crate) use tools::prepare;
 pub(crate) const USAGE: &str = "usage: cargo xtask gpu [OPTION...]
 
 Runs on the machine's NVIDIA device, step by step: `tests` (every kernel, every golden model), `kernels` (single products),
-`torch` (the same with PyTorch, if it is there), `model` (perplexity beside the reference), `shapes` (decoding with random
-weights). A step that fails does not stop the others. Steps may be run one by one: the report keeps what earlier runs found.
+`torch` (the same with PyTorch, if it is there), `model` (perplexity beside the reference), `calibration` (its time on the
+device and on the processor), `shapes` (decoding with random weights). A step that fails does not stop the others. Steps may be run one by one: the report keeps what earlier runs found.
 
   --steps A,B      only these
   --with DIR       programs that `cargo xtask gpu-prepare DIR` put there; nothing is built
-  --model PATH     the model of the step `model`, or an artefact that was made of it; SmolLM2-135M-Instruct if not given
-  --ids FILE       token ids to evaluate it on, in place of assets/evaluation.txt
+  --model PATH     the model of the steps `model` and `calibration`, or, for the first, an artefact that was made of it;
+                   SmolLM2-135M-Instruct if not given
+  --ids FILE       token ids to evaluate and calibrate it on, in place of texts
   --configs A,B    configurations of the step `shapes`; assets/shapes/llama-7b if not given
   --nvrtc DIR      where NVRTC is, if not where it usually is
   --sm N           the device's architecture, such as 90; asked of the driver if not given
@@ -34,7 +35,7 @@ weights). A step that fails does not stop the others. Steps may be run one by on
   --out DIR        where report.md and report.json go; target/gpu if not given";
 
 /// The steps, in order.
-const STEPS: [&str; 5] = ["tests", "kernels", "torch", "model", "shapes"];
+const STEPS: [&str; 6] = ["tests", "kernels", "torch", "model", "calibration", "shapes"];
 
 /// What the command line says.
 pub(crate) struct Options {
@@ -106,6 +107,7 @@ pub(crate) fn gpu(options: &Options) -> Result<()> {
             "kernels" => steps::kernels(&tools, options),
             "torch" => steps::torch(options),
             "model" => steps::model(&tools, options, &found),
+            "calibration" => steps::calibration(&tools, options),
             "shapes" => steps::shapes(&tools, options, &found),
             other => bail!("there is no step `{other}`"),
         };

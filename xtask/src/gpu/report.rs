@@ -41,6 +41,9 @@ pub(super) fn markdown(found: &Map<String, Json>) -> String {
     if let Some(model) = at("model") {
         side_by_side(&mut out, model);
     }
+    if let Some(calibration) = at("calibration") {
+        calibrated(&mut out, calibration);
+    }
     if let Some(shapes) = at("shapes") {
         decoding(&mut out, shapes, at("kernels"), torch);
     }
@@ -87,6 +90,16 @@ fn side_by_side(out: &mut String, model: &Json) {
     );
     line(out, &text);
     speeds(out, &model["bench"]);
+}
+
+/// Calibration on the device and on the processor.
+fn calibrated(out: &mut String, calibration: &Json) {
+    line(out, "\n## Calibration\n\n| on | profile s | compile s | perplexity |\n|---|---|---|---|");
+    for (place, name) in [("host", "processor"), ("cuda", "device")] {
+        let of = |key: &str| number(&calibration[place][key]);
+        let (profile, all) = (of("profile_seconds"), of("seconds"));
+        line(out, &format!("| {name} | {profile:.1} | {all:.1} | {:.4} |", of("perplexity")));
+    }
 }
 
 /// What `awqc bench` measured.
@@ -185,6 +198,10 @@ mod tests {
                 "linears": [{ "rows": 64, "cols": 128, "tokens": 1, "microseconds": 7.0 }],
                 "decoders": [{ "config": "/a/shape-c/config.json", "milliseconds": 4.0, "bytes": 12e9 }],
             },
+            "calibration": {
+                "host": { "profile_seconds": 40.0, "seconds": 90.0, "perplexity": 12.0 },
+                "cuda": { "profile_seconds": 4.0, "seconds": 50.0, "perplexity": 12.01 },
+            },
             "shapes": { "list": [{
                 "config": "/a/shape-c/config.json", "parameters": 6.7e9, "bits_per_weight": 4.16, "compile_seconds": 60.0,
                 "bench": {
@@ -202,6 +219,7 @@ mod tests {
             "1.200 ms at the speed of a copy; the device takes 1.600 ms (75 % of",
             "take 4.000 ms: 2.50 times as long.",
             "| pp512 | 100.0 | 1.0 |  |  |  |  |",
+            "| device | 4.0 | 50.0 | 12.0100 |",
         ] {
             assert!(text.contains(part), "{part}\n{text}");
         }

@@ -1,6 +1,6 @@
 //! The steps. Each returns what it found.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value as Json, json};
@@ -51,13 +51,54 @@ pub(super) fn torch(options: &Options) -> Result<Json> {
     serde_json::from_str(&capture("python3", &args)?).context("the program printed no JSON")
 }
 
+/// The model that the options name, or a small one.
+fn subject(options: &Options) -> Result<PathBuf> {
+    match (&options.model, &options.with) {
+        (Some(path), _) => Ok(path.clone()),
+        (None, None) => demo::fetch(),
+        (None, Some(_)) => bail!("give the model with --model: nothing is downloaded with --with"),
+    }
+}
+
+/// The time of calibration on the processor and, by burn-cuda, on the device; the perplexities of what comes of both.
+pub(super) fn calibration(tools: &Tools, options: &Options) -> Result<Json> {
+    let model = subject(options)?;
+    if model.join("kernels/plan.json").is_file() {
+        println!("skipped: {} is compiled already", model.display());
+        return Ok(json!({ "skipped": "the model is compiled already" }));
+    }
+    let out = options.out.join("calibrated");
+    let (calib, corpus) = match &options.ids {
+        Some(ids) => (vec!["--calib-ids", text(ids)?], vec!["--ids", text(ids)?]),
+        None => (Vec::new(), vec!["--text", TEXT, "--chunks", WINDOWS]),
+    };
+    let mut found = Map::new();
+    for place in ["host", "cuda"] {
+        let compile = ["compile", text(&model)?, "--group", "64", "--profile-on", place, "-o", text(&out)?, "--force"];
+        let compiled = tools.awqc(&[&compile[..], &calib].concat())?;
+        let passes = compiled["passes"].as_array().map_or(&[][..], Vec::as_slice);
+        let profile: f64 = passes
+            .iter()
+            .filter(|p| p["pass"].as_str().is_some_and(|n| n.starts_with("profile")))
+            .map(|p| number(&p["seconds"]))
+            .sum();
+        let eval = tools.awqc(&[&["eval", text(&out)?], &corpus[..]].concat())?;
+        found.insert(
+            place.to_owned(),
+            json!({ "profile_seconds": profile, "seconds": compiled["seconds"], "perplexity": eval["perplexity"] }),
+        );
+    }
+    drop(std::fs::remove_dir_all(&out));
+    let off = (number(&found["cuda"]["perplexity"]) / number(&found["host"]["perplexity"]) - 1.0).abs();
+    if off.is_nan() || off > 0.01 {
+        bail!("the perplexities differ: {}", Json::Object(found));
+    }
+    Ok(Json::Object(found))
+}
+
 /// A model on the device beside the same artefact on the processor.
 pub(super) fn model(tools: &Tools, options: &Options, found: &Map<String, Json>) -> Result<Json> {
-    let model = match (&options.model, &options.with) {
-        (Some(path), _) => path.clone(),
-        (None, None) => demo::fetch()?,
-        (None, Some(_)) => bail!("give the model with --model: nothing is downloaded with --with"),
-    };
+    let model = subject(options)?;
     let artefact = if model.join("kernels/plan.json").is_file() {
         model
     } else {

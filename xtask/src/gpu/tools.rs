@@ -15,10 +15,15 @@ use crate::run::{capture, cargo, command, root, run, show};
 const TESTS: [(&[&str], &str, &str, &[&str]); 2] = [
     (&["-p", "awqc-cuda", "--test", "all"], "all", "cuda-tests", &["--skip", "text::"]),
     (
-        &["-p", "awqc", "--test", "main"],
+        &["-p", "awqc", "--test", "main", "--features", "burn-cuda"],
         "main",
         "model-tests",
-        &["cuda::every_family_computes_what_pytorch_does", "cuda::packed_models_compute_what_the_reference_does"],
+        &[
+            "cuda::every_family_computes_what_pytorch_does",
+            "cuda::packed_models_compute_what_the_reference_does",
+            "burn::logits_are_those_of_the_host",
+            "burn::statistics_are_those_of_the_host",
+        ],
     ),
 ];
 
@@ -51,7 +56,7 @@ impl Tools {
                 (file("awqc")?, tests.collect::<Result<Vec<_>>>()?)
             }
             None => {
-                run(&cargo(), &["build", "--release"])?;
+                run(&cargo(), &["build", "--release", "--features", "burn-cuda"])?;
                 let tests =
                     TESTS.iter().filter(|_| wants_tests).map(|(args, name, _, which)| Ok((built(args, name)?, *which)));
                 ("target/release/awqc".to_owned(), tests.collect::<Result<Vec<_>>>()?)
@@ -82,9 +87,11 @@ impl Tools {
         options.sm.or(asked).or(measured).context("the device's architecture is not known: give --sm")
     }
 
-    /// Where finished parts of programs are looked for.
+    /// Where NVRTC is looked for, and, by burn-cuda, CUDA's headers.
     pub(super) fn environment(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        self.nvrtc.iter().map(|folder| ("AWQC_NVRTC", folder.as_str()))
+        let nvrtc = self.nvrtc.iter().map(|folder| ("AWQC_NVRTC", folder.as_str()));
+        let headers = self.nvrtc.iter().filter(|folder| Path::new(folder).join("include/cuda_runtime.h").is_file());
+        nvrtc.chain(headers.map(|folder| ("CUDA_PATH", folder.as_str())))
     }
 
     /// Runs `awqc` with `--json`; its answer.
@@ -112,7 +119,7 @@ fn built(args: &[&str], name: &str) -> Result<String> {
 pub(crate) fn prepare(folder: &str) -> Result<()> {
     let folder = root().join(folder);
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    run(&cargo(), &["build", "--release", "-p", "awqc", "-p", "xtask"])?;
+    run(&cargo(), &["build", "--release", "-p", "awqc", "-p", "xtask", "--features", "awqc/burn-cuda"])?;
     let mut files: Vec<(PathBuf, &str)> =
         ["awqc", "xtask"].map(|name| (root().join("target/release").join(name), name)).to_vec();
     for (args, name, called, _) in TESTS {

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #define __global__
@@ -15,6 +16,7 @@
 #define __restrict__
 #define __align__(n) __attribute__((aligned(n)))
 #define __launch_bounds__(n)
+#define __grid_constant__
 
 struct uint3 {
     unsigned x, y, z;
@@ -56,8 +58,8 @@ static inline void __syncwarp() { emu::sync_warp(); }
 
 // Blocks run one after the other, so that memory is as its last writer left it.
 static inline void __threadfence() {}
-static inline uint32_t atomicAdd(uint32_t *at, uint32_t by) {
-    uint32_t before = *at;
+template <class T> static inline T atomicAdd(T *at, std::type_identity_t<T> by) {
+    T before = *at;
     *at = before + by;
     return before;
 }
@@ -66,6 +68,8 @@ static inline uint32_t atomicExch(uint32_t *at, uint32_t value) {
     *at = value;
     return before;
 }
+
+static inline uint32_t __umulhi(uint32_t a, uint32_t b) { return uint64_t(a) * b >> 32; }
 
 template <class T> static inline T emu_exchange(T value, unsigned from) {
     emu::Warp &warp = *emu::current->warp;
@@ -152,6 +156,7 @@ struct Kernel {
     const char *name;
     void (*call)(void **args);
     int arity;
+    const size_t *sizes; // of the parameters, in bytes
 };
 template <class... A, size_t... I>
 static inline void emu_apply(void (*f)(A...), void **args, std::index_sequence<I...>) {
@@ -160,6 +165,7 @@ static inline void emu_apply(void (*f)(A...), void **args, std::index_sequence<I
 template <auto f> struct Caller;
 template <class... A, void (*f)(A...)> struct Caller<f> {
     static constexpr int arity = sizeof...(A);
+    static constexpr size_t sizes[] = {sizeof(A)..., 0};
     static void call(void **args) { emu_apply<A...>(f, args, std::index_sequence_for<A...>{}); }
 };
-#define KERNEL(name) {#name, Caller<name>::call, Caller<name>::arity}
+#define KERNEL(name) {#name, Caller<name>::call, Caller<name>::arity, Caller<name>::sizes}

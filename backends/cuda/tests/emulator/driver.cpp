@@ -99,14 +99,15 @@ static void arrive(Warp &group) {
 void sync_block() { arrive(whole); }
 void sync_warp() { arrive(*current->warp); }
 
-static void run_block(unsigned count) {
+static void run_block() {
+    const unsigned count = threads.x * threads.y * threads.z;
     fibers.assign(count, Fiber{});
     warps.assign((count + 31) / 32, Warp{});
     whole = Warp{};
     whole.alive = int(count);
     while (stacks.size() < count) stacks.push_back(static_cast<unsigned char *>(std::malloc(STACK)));
     for (unsigned i = 0; i < count; i++) {
-        fibers[i].thread = {i, 0, 0};
+        fibers[i].thread = {i % threads.x, i / threads.x % threads.y, i / threads.x / threads.y};
         fibers[i].lane = int(i % 32);
         fibers[i].warp = &warps[i / 32];
         warps[i / 32].alive++;
@@ -129,17 +130,17 @@ static void run_block(unsigned count) {
 }
 
 // Blocks run one after the other. Nothing may depend on their order.
-static void run(const Kernel &kernel, uint3 blocks, unsigned count, unsigned shared, void **args, bool backwards) {
+static void run(const Kernel &kernel, uint3 blocks, uint3 count, unsigned shared, void **args, bool backwards) {
     entry = kernel.call;
     entry_args = args;
     grid = blocks;
-    threads = {count, 1, 1};
+    threads = count;
     const size_t all = size_t(blocks.x) * blocks.y * blocks.z;
     for (size_t i = 0; i < all; i++) {
         const size_t at = backwards ? all - 1 - i : i;
         block = {unsigned(at % blocks.x), unsigned(at / blocks.x % blocks.y), unsigned(at / blocks.x / blocks.y)};
         std::memset(dynamic_shared_mem, 0xff, shared);
-        run_block(count);
+        run_block();
     }
 }
 } // namespace emu
@@ -167,7 +168,10 @@ static int setting(const char *name, int otherwise) {
 }
 static size_t used = 0;
 static std::map<Pointer, size_t> blocks;
-static size_t capacity() { return size_t(setting("EMULATOR_MEGABYTES", 4096)) << 20; }
+static size_t capacity() {
+    const char *megabytes = std::getenv("EMULATOR_MEGABYTES");
+    return size_t((megabytes ? std::atof(megabytes) : 4096) * (1 << 20));
+}
 
 Status cuInit(unsigned) { return setting("EMULATOR_DEVICES", 1) ? 0 : 100; }
 Status cuDeviceGetCount(int *count) { return *count = setting("EMULATOR_DEVICES", 1), 0; }
@@ -175,9 +179,20 @@ Status cuDeviceGet(int *device, int) { return *device = 0, 0; }
 Status cuDeviceGetName(char *name, int size, int) { return std::snprintf(name, size, "a CPU that plays a GPU"), 0; }
 Status cuDeviceGetAttribute(int *value, int which, int) {
     int sm = setting("EMULATOR_SM", 89);
-    *value = which == 75 ? sm / 10 : which == 76 ? sm % 10 : 4;
+    switch (which) {
+    case 75: *value = sm / 10; break; // the capability
+    case 76: *value = sm % 10; break;
+    case 1: case 2: case 3: *value = 1024; break; // threads of a block: in all, and of two axes
+    case 4: *value = 64; break;
+    case 5: *value = 0x7fffffff; break; // blocks of a grid
+    case 6: case 7: *value = 65535; break;
+    case 10: *value = 32; break; // threads of a warp
+    case 8: case 97: *value = 99 << 10; break; // shared memory of a block
+    default: *value = 4; // multiprocessors
+    }
     return 0;
 }
+Status cuDeviceTotalMem_v2(size_t *bytes, int) { return *bytes = capacity(), 0; }
 Status cuDevicePrimaryCtxRetain(void **context, int) { return *context = &used, 0; }
 Status cuDevicePrimaryCtxRelease_v2(int) { return 0; }
 Status cuCtxSetCurrent(void *) { return 0; }
@@ -199,6 +214,31 @@ Status cuMemFree_v2(Pointer at) {
     std::free(reinterpret_cast<void *>(at));
     return 0;
 }
+// Streams do what they are told at once.
+Status cuMemAllocAsync(Pointer *out, size_t bytes, void *) { return cuMemAlloc_v2(out, bytes); }
+Status cuMemFreeAsync(Pointer at, void *) { return cuMemFree_v2(at); }
+Status cuMemAllocHost_v2(void **out, size_t bytes) { return *out = std::malloc(bytes), *out ? 0 : 2; }
+Status cuMemFreeHost(void *at) { return std::free(at), 0; }
+struct Side {
+    size_t x, y;
+    int type; // 1 is the host, 2 the device
+    void *host;
+    Pointer device;
+    void *array;
+    size_t pitch;
+    char *row(size_t i) const {
+        char *base = type == 1 ? static_cast<char *>(host) : reinterpret_cast<char *>(device);
+        return base + (y + i) * pitch + x;
+    }
+};
+struct Copy {
+    Side from, to;
+    size_t bytes, rows;
+};
+Status cuMemcpy2DAsync_v2(const Copy *copy, void *) {
+    for (size_t i = 0; i < copy->rows; i++) std::memcpy(copy->to.row(i), copy->from.row(i), copy->bytes);
+    return 0;
+}
 Status cuMemcpyHtoDAsync_v2(Pointer to, const void *from, size_t bytes, void *) {
     return std::memcpy(reinterpret_cast<void *>(to), from, bytes), 0;
 }
@@ -215,13 +255,14 @@ static void *load(const void *image) {
     const auto *header = static_cast<const Elf64_Ehdr *>(image);
     // The section headers are the last part of the file.
     const size_t bytes = header->e_shoff + size_t(header->e_shnum) * header->e_shentsize;
-    char path[] = "/tmp/emulated-module-XXXXXX";
-    const int file = mkstemp(path);
+    const char *folder = std::getenv("TMPDIR");
+    std::string path = std::string(folder && *folder ? folder : "/tmp") + "/emulated-module-XXXXXX";
+    const int file = mkstemp(path.data());
     const bool written = file >= 0 && write(file, image, bytes) == ssize_t(bytes);
     close(file);
-    void *library = written ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : nullptr;
+    void *library = written ? dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL) : nullptr;
     if (!library) std::fprintf(stderr, "emulator: %s\n", dlerror());
-    unlink(path);
+    unlink(path.c_str());
     return library;
 }
 Status cuModuleLoadData(void **module, const void *image) { return *module = load(image), 0; }
@@ -234,23 +275,28 @@ Status cuModuleGetFunction(void **function, void *module, const char *name) {
     return 500;
 }
 Status cuFuncSetAttribute(void *, int, int) { return 0; }
-Status cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned, unsigned,
+Status cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsigned tx, unsigned ty, unsigned tz,
                       unsigned shared, void *, void **args, void **) {
     const Kernel *kernel = static_cast<const Kernel *>(function);
-    if (shared > sizeof dynamic_shared_mem || threads > 1024 || y > 65535 || z > 65535) return 1;
-    std::vector<Pointer> values;
-    for (int i = 0; i < kernel->arity; i++) values.push_back(*static_cast<Pointer *>(args[i]));
+    if (shared > sizeof dynamic_shared_mem || tx * ty * tz > 1024 || y > 65535 || z > 65535) return 1;
+    // Addresses, and what is handed over by value; whole words, so that it is aligned.
+    std::vector<std::vector<uint64_t>> values;
+    for (int i = 0; i < kernel->arity; i++) {
+        values.emplace_back((kernel->sizes[i] + 7) / 8);
+        std::memcpy(values.back().data(), args[i], kernel->sizes[i]);
+    }
     submit([=]() mutable {
         std::vector<void *> pointers;
-        for (Pointer &value : values) pointers.push_back(&value);
+        for (auto &value : values) pointers.push_back(value.data());
         const bool backwards = launches[kernel->name]++ % 2;
-        emu::run(*kernel, {x, y, z}, threads, shared, pointers.data(), backwards);
+        emu::run(*kernel, {x, y, z}, {tx, ty, tz}, shared, pointers.data(), backwards);
     });
     return 0;
 }
 Status cuStreamCreate(void **stream, unsigned) { return *stream = &used, 0; }
 Status cuStreamDestroy_v2(void *) { return 0; }
 Status cuStreamSynchronize(void *) { return 0; }
+Status cuStreamWaitEvent(void *, void *, unsigned) { return 0; }
 Status cuStreamBeginCapture_v2(void *, int) { return capturing = new Graph, 0; }
 Status cuStreamEndCapture(void *, void **graph) { return *graph = capturing, capturing = nullptr, 0; }
 Status cuGraphInstantiateWithFlags(void **exec, void *graph, uint64_t) {

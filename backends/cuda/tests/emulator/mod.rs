@@ -49,8 +49,22 @@ impl Emulator {
     pub(crate) fn with_nvrtc(self) -> Self {
         compile(&self.dir, &[&own().join("nvrtc.cpp")], "libnvrtc.so.12");
         std::fs::create_dir(self.folder().join("include")).expect("a folder");
-        std::fs::write(self.folder().join("include/cuda_fp16.h"), "").expect("a header");
-        std::fs::copy(own().join("device.h"), self.folder().join("device.h")).expect("a header");
+        for header in ["cuda_fp16.h", "cuda_runtime.h"] {
+            std::fs::write(self.folder().join("include").join(header), "").expect("a header");
+        }
+        // The names by which burn-cuda looks for them first: a machine may have real ones.
+        for (library, name) in [("libcuda.so.1", "libcuda.so"), ("libnvrtc.so.12", "libnvrtc.so")] {
+            std::os::unix::fs::symlink(library, self.folder().join(name)).expect("a link");
+        }
+        let header = self.folder().join("device.h");
+        std::fs::copy(own().join("device.h"), &header).expect("a header");
+        // Compiled once for all kernels, by the flags of `nvrtc.cpp`: by others it would not be used.
+        let flags =
+            ["-std=c++20", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fno-gnu-unique", "-w", "-fPIC"];
+        let mut compiler = Command::new("g++");
+        let done =
+            compiler.args(flags).args(["-x", "c++-header"]).arg(&header).arg("-o").arg(header.with_extension("h.gch"));
+        assert!(done.status().expect("g++").success(), "the header compiles");
         self
     }
 

@@ -27,6 +27,12 @@ pub trait ExecBackend: Backend {
         ops::embedding::embed::<Self>(op, table, ids)
     }
 
+    /// `a b` over the last two axes, the ones before them alike: what all ops here multiply matrices by. Factors and
+    /// sums are f32, so that a backend whose own product rounds its factors overrides it.
+    fn op_matmul(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_matmul(a, b)
+    }
+
     /// `x Wᵀ + b`.
     fn op_linear(x: FloatTensor<Self>, w: &FloatTensor<Self>, b: Option<&FloatTensor<Self>>) -> FloatTensor<Self> {
         ops::linear::linear::<Self>(x, w, b)

@@ -11,7 +11,7 @@ type Nudge = (usize, usize, usize, usize, f32);
 
 /// The sum of the negative log-likelihoods of a window's tokens.
 fn loss(module: &Module, source: &MemorySource, ids: &[i32], nudge: Option<Nudge>) -> f64 {
-    let mut stream = stream::open(&[ids.to_vec()]).unwrap().remove(0);
+    let mut stream = stream::open::<Host>(&[ids.to_vec()], &Default::default()).unwrap().remove(0);
     let interpreter = Interpreter::<Host> { fused: &module.fused, device: &Default::default() };
     for (at, region) in module.regions.iter().enumerate() {
         let probed = Probed::of(region, &module.fused).unwrap();

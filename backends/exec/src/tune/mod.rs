@@ -155,7 +155,8 @@ impl<'a> Student<'a> {
     fn forth(&self, windows: &[Vec<i32>], batch: &[usize], keep: Keep) -> Result<Vec<Vec<Stream>>, ExecError> {
         let (_, body) = self.module.regions.split_last().ok_or_else(no_regions)?;
         let ids: Vec<Vec<i32>> = batch.iter().map(|w| windows[*w].clone()).collect();
-        let mut streams: Vec<Vec<Stream>> = stream::open(&ids)?.into_iter().map(|s| vec![s]).collect();
+        let mut streams: Vec<Vec<Stream>> =
+            stream::open(&ids, &Default::default())?.into_iter().map(|s| vec![s]).collect();
         for (at, region) in body.iter().enumerate() {
             let weights = self.weights(at, region);
             let interpreter = Interpreter::<Host> { fused: &self.module.fused, device: &Default::default() };

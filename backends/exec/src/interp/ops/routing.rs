@@ -138,7 +138,7 @@ pub fn combine<B: Backend>(
 }
 
 /// See [`ExecBackend::op_experts`]. Experts without rows cost nothing.
-pub fn experts<B: Backend>(
+pub fn experts<B: ExecBackend>(
     x: FloatTensor<B>,
     ranges: impl Iterator<Item = Range<usize>>,
     w: &FloatTensor<B>,

@@ -6,7 +6,7 @@ use burn_backend::tensor::FloatTensor;
 use burn_backend::{Backend, TensorMetadata};
 
 use super::{last, reshape, softmax_last};
-use crate::interp::upload;
+use crate::interp::{ExecBackend, upload};
 
 /// Keys and values as tensors that grow by concatenation.
 #[derive(Debug)]
@@ -69,7 +69,7 @@ pub(crate) fn score_scale(op: &Sdpa, width: usize) -> f64 {
 ///
 /// # Errors
 /// As there.
-pub fn sdpa<B: Backend>(
+pub fn sdpa<B: ExecBackend>(
     op: &Sdpa,
     q: FloatTensor<B>,
     k: FloatTensor<B>,
@@ -94,7 +94,7 @@ pub fn sdpa<B: Backend>(
     let k = B::float_permute(reshape::<B>(k, &[batch, keys, kv, width]), &[0, 2, 3, 1]);
     let v = B::float_permute(reshape::<B>(v, &[batch, keys, kv, out]), &[0, 2, 1, 3]);
     let device = B::float_device(&q);
-    let mut scores = B::float_mul_scalar(B::float_matmul(q, k), score_scale(op, width).into());
+    let mut scores = B::float_mul_scalar(B::op_matmul(q, k), score_scale(op, width).into());
     if let Some(at) = op.softcap {
         scores = super::elementwise::softcap::<B>(at, scores);
     }
@@ -112,7 +112,7 @@ pub fn sdpa<B: Backend>(
         let wide = reshape::<B>(scores, &[batch * kv, share, seq, keys]);
         scores = reshape::<B>(B::float_add(wide, mask), &[batch, kv, share * seq, keys]);
     }
-    let y = B::float_matmul(softmax_last::<B>(scores), v);
+    let y = B::op_matmul(softmax_last::<B>(scores), v);
     let y = B::float_permute(reshape::<B>(y, &[batch, kv, share, seq, out]), &[0, 3, 1, 2, 4]);
     Ok(reshape::<B>(y, &[batch, seq, heads * out]))
 }
