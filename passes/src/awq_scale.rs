@@ -137,8 +137,8 @@ which are among the candidates.
 `energy` divides each linear's error by the energy of its output. `rule` (paper): `paper` s = x^α, `duo`
 s = x^α/w^(1−α), or `both`. `grid` (20): number of α. `bounds` (0): judge by so many rows of each linear, evenly
 spread, within the bounds that would suit them best: for pipelines with `awq-clip` behind; 0 judges by all rows, without
-bounds. `mode` (search): `reference` follows the published search step by step. `bits`, `group`: what to search for, if not what the pipeline's `quantize` says. Channels tied to one scale
-enter with the root of their mean square.
+bounds. `mode` (search): `reference` follows the published search step by step. `bits`, `group`: what to search for, if
+not what the pipeline's `quantize` says. Channels tied to one scale enter with the root of their mean square.
 # Reference
 AWQ, arXiv 2306.00978, section 3.2, equations 4 and 5.
 ";
