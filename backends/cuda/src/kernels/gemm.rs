@@ -10,7 +10,7 @@ use cubecl::prelude::*;
 
 use super::Call;
 use super::gemv::grid_of;
-use super::tile::{Operands, ROWS, Spec, Sums, WARP, flush, left, load_codes, product, right, zero};
+use super::tile::{Operands, ROWS, Spec, Sums, WARP, flush, left, load_codes, product, put, right, zero};
 use crate::CudaError;
 use crate::arch::Arch;
 use crate::emit::{Args, Source, emit};
@@ -122,13 +122,7 @@ fn gemm<N: Size>(
                 #[unroll]
                 for i in 0..2u32 {
                     let token = first + comptime!(n * 8 + i) + quarter * 2;
-                    if token < tokens && channel < comptime!(spec.rows) {
-                        let mut sum = sums[comptime!(i as usize)];
-                        if comptime!(has_bias) {
-                            sum += bias[channel as usize];
-                        }
-                        y[(token * comptime!(spec.rows) + channel) as usize] = sum;
-                    }
+                    put(y, bias, token, tokens, channel, sums[comptime!(i as usize)], has_bias, spec);
                 }
             }
         }

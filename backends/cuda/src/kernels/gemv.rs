@@ -13,7 +13,7 @@ use cubecl::prelude::*;
 
 use super::Call;
 use super::tile::{
-    self, Grid, Operands, ROWS, Spec, Sums, WARP, flush, left, load_codes, load_grid, product, right, zero,
+    self, Grid, Operands, ROWS, Spec, Sums, WARP, flush, left, load_codes, load_grid, product, put, right, zero,
 };
 use crate::CudaError;
 use crate::arch::Arch;
@@ -124,15 +124,8 @@ fn gemv<N: Size>(
     sync_cube();
     let mut at = UNIT_POS_X;
     while at < SUMS {
-        let token = first + at / ROWS;
-        let channel = panel * ROWS + at % ROWS;
-        if token < tokens && channel < comptime!(spec.rows) {
-            let mut sum = sum_of_warps(&shared, at, plan);
-            if comptime!(plan.bias) {
-                sum += bias[channel as usize];
-            }
-            y[(token * comptime!(spec.rows) + channel) as usize] = sum;
-        }
+        let sum = sum_of_warps(&shared, at, plan);
+        put(y, bias, first + at / ROWS, tokens, panel * ROWS + at % ROWS, sum, comptime!(plan.bias), spec);
         at += comptime!(plan.warps * WARP);
     }
 }
@@ -180,19 +173,12 @@ fn split<N: Size>(
         fence();
         let mut at = UNIT_POS_X;
         while at < SUMS {
-            let token = at / ROWS;
-            let channel = panel * ROWS + at % ROWS;
-            if token < tokens && channel < comptime!(spec.rows) {
-                let mut sum = 0.0f32;
-                #[unroll]
-                for part in 0..comptime!(plan.splits) {
-                    sum += partials[((panel * comptime!(plan.splits) + part) * SUMS + at) as usize];
-                }
-                if comptime!(plan.bias) {
-                    sum += bias[channel as usize];
-                }
-                y[(token * comptime!(spec.rows) + channel) as usize] = sum;
+            let mut sum = 0.0f32;
+            #[unroll]
+            for part in 0..comptime!(plan.splits) {
+                sum += partials[((panel * comptime!(plan.splits) + part) * SUMS + at) as usize];
             }
+            put(y, bias, at / ROWS, tokens, panel * ROWS + at % ROWS, sum, comptime!(plan.bias), spec);
             at += comptime!(plan.warps * WARP);
         }
     }

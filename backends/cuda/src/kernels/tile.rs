@@ -99,6 +99,28 @@ pub(crate) const ROWS: u32 = TILE_ROWS as u32;
 /// Lanes of a warp, for kernels.
 pub(crate) const WARP: u32 = LANES as u32;
 
+/// Writes `sum` with its bias, if the token and the channel exist.
+#[cube]
+pub(crate) fn put(
+    y: &mut Array<f32>,
+    bias: &Array<f32>,
+    token: u32,
+    tokens: u32,
+    channel: u32,
+    sum: f32,
+    #[comptime] has_bias: bool,
+    #[comptime] spec: Spec,
+) {
+    if token < tokens && channel < comptime!(spec.rows) {
+        let at = (token * comptime!(spec.rows) + channel) as usize;
+        if comptime!(has_bias) {
+            y[at] = sum + bias[channel as usize];
+        } else {
+            y[at] = sum;
+        }
+    }
+}
+
 /// The codes of this lane in tile `t` of a panel: `bits` words.
 #[cube]
 pub(crate) fn load_codes<N: Size>(
