@@ -13,7 +13,7 @@ use awqc::exec::emit::Existing;
 use awqc::generate::session;
 use awqc::interrupt::Interrupt;
 use awqc::ir::verify::verify;
-use awqc::ir::{Group, Op, Quant};
+use awqc::ir::{Group, Quant};
 use awqc::model::Model;
 use awqc::standard::registry;
 use awqc::statistics::Statistics;
@@ -28,14 +28,10 @@ const FLOAT: &str = "canonicalize,dce,fuse-qkv,fuse-gate-up,fuse-norm,fuse-rope,
 const PACKED: &str = "canonicalize,dce,quantize{SCHEME},fuse-qkv,fuse-gate-up,fuse-norm,fuse-rope,fuse-swiglu,dce,\
                       pack{layout=mma16}";
 
-/// Why a model is refused, if it is: there are no kernels for mixtures of experts and for images.
+/// Why a model is refused, if it is: there are no kernels for images.
 fn refused(folder: &Path) -> Option<&'static str> {
     let model = Model::open(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
-    let mut ops = model.module.regions.iter().flat_map(|r| r.nodes().map(|(_, n)| &n.op));
-    if model.module.images().is_some() {
-        return Some("models that take images have no kernels here");
-    }
-    ops.any(|op| matches!(op, Op::TopK(_))).then_some("mixtures of experts have no kernels here")
+    model.module.images().map(|_| "models that take images have no kernels here")
 }
 
 /// Compiles a golden into `out` and opens the artefact; nothing if it is refused as it has to be.
@@ -149,9 +145,51 @@ fn every_family_computes_what_pytorch_does() {
 #[test]
 fn packed_models_compute_what_the_reference_does() {
     let some = |n: &str| float_folders().into_iter().filter(|f| name(f) == n).collect::<Vec<_>>();
-    for (name, bits, group) in [("llama", 4, 32), ("gpt2", 3, 16), ("gemma2", 8, 48)] {
+    for (name, bits, group) in [
+        ("llama", 4, 32),
+        ("gpt2", 3, 16),
+        ("gemma2", 8, 48),
+        ("mixtral", 4, 16),
+        ("qwen2_moe", 4, 32),
+        ("deepseek_v3", 8, 16),
+        ("phimoe", 3, 16),
+    ] {
         compare(&some(name), PACKED, Quant { bits, symmetric: bits == 3, group: Group::Size(group) }, 3e-3);
     }
+}
+
+/// A token reads all of a model's matrices but the embedding's, and of experts those that it goes to.
+#[test]
+fn a_token_reads_the_experts_that_it_goes_to() {
+    let folder = float_folders().into_iter().find(|f| name(f) == "mixtral").expect("a golden");
+    let quant = Quant { bits: 4, symmetric: false, group: Group::Size(16) };
+    let dir = tempfile::tempdir().expect("a folder");
+    let float = artefact(&folder, dir.path().join("float"), FLOAT, quant).expect("an artefact");
+    // In each layer q 48, k and v 16 of 32 channels, o 32 of 48, the router 4 of 32; and the head, 160 of 32.
+    let shared = 2 * (48 * 32 + 2 * 16 * 32 + 32 * 48 + 4 * 32) + 160 * 32;
+    // In each layer two of four experts, three matrices of 32 by 32.
+    let chosen = 2 * 2 * 3 * 32 * 32;
+    assert_eq!(lowered(&float).plan.bytes_per_token, 2 * (shared + chosen));
+    // Experts are chosen, and their rows brought together again, without a word to the host.
+    let packed = artefact(&folder, dir.path().join("packed"), PACKED, quant).expect("an artefact");
+    let lowered = lowered(&packed);
+    let names = |launches: &[awqc::cuda::plan::Launch]| -> Vec<String> {
+        let name = |l: &awqc::cuda::plan::Launch| lowered.plan.kernels[l.kernel].name.clone();
+        launches.iter().map(name).map(|n| n[..n.len() - 9].to_owned()).collect()
+    };
+    let few = names(&lowered.plan.body.few);
+    let layer = few.iter().position(|n| n.starts_with("softmax")).expect("a choice");
+    let want = [
+        "softmax_choose_copy",
+        "gemv_u4g16_64x32_2of4_shared",
+        "silu",
+        "gemv_u4g16_32x32_2of4",
+        "combine_add_rms_norm",
+    ];
+    assert_eq!(few[layer..][..want.len()], want, "{few:?}");
+    let many = names(&lowered.plan.body.many);
+    assert!(many.iter().any(|n| n == "route_2of4_64"), "{many:?}");
+    assert!(many.iter().any(|n| n == "gemm64_u4g16_64x32_2of4_shared_runs"), "{many:?}");
 }
 
 /// What the program does.
@@ -180,6 +218,42 @@ fn files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     paths.sort();
     let read = |p: PathBuf| (p.file_name().expect("a name").into(), fs::read(&p).expect("a file"));
     paths.into_iter().filter(|p| p.is_file()).map(read).collect()
+}
+
+#[test]
+fn the_program_compiles_and_runs_mixtures_of_experts() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let none = Emulator::emulated([]);
+    for model in ["mixtral", "qwen2_moe"] {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(model);
+        let (folder, ids) = (root.to_str().expect("UTF-8"), root.join("expected.safetensors"));
+        let ids = ids.to_str().expect("UTF-8");
+        let out = |sm: u32| dir.path().join(format!("{model}-{sm}")).to_str().expect("UTF-8").to_owned();
+        for sm in [80, 86, 89, 90] {
+            let target = format!("cuda-sm{sm}");
+            let made = ["compile", folder, "--target", &target, "--calib-ids", ids, "--group", "16", "-o", &out(sm)];
+            let done = awqc(&made, &none, &[]);
+            assert_eq!(done.code, 0, "{model}, {target}: {}", done.err);
+        }
+        let out = out(89);
+        let lowered = lowered(&Model::open(Path::new(&out)).expect("an artefact"));
+        let emulator = Emulator::emulated(&lowered.kernels);
+        for kernel in &lowered.kernels {
+            fs::write(Path::new(&out).join(format!("kernels/{}.cubin", kernel.name)), b"none").expect("written");
+        }
+        let perplexity = |device: &str| {
+            let done = awqc(&["eval", &out, "--ids", ids, "--json", "-q", "--device", device], &emulator, &[]);
+            assert_eq!(done.code, 0, "{model}, {device}: {}", done.err);
+            let json: serde_json::Value = serde_json::from_str(&done.out).expect("JSON");
+            json["perplexity"].as_f64().expect("a number")
+        };
+        let (device, host) = (perplexity("cuda"), perplexity("host"));
+        assert!((device / host - 1.0).abs() < 1e-3, "{model}: {device} against {host}");
+        let done =
+            awqc(&["bench", &out, "--device", "cuda", "-p", "9", "-n", "3", "-r", "1", "--json"], &emulator, &[]);
+        assert_eq!(done.code, 0, "{model}: {}", done.err);
+        assert!(done.out.contains("tg3"), "{model}: {}", done.out);
+    }
 }
 
 #[test]

@@ -154,6 +154,18 @@ pub enum Extent {
     Fixed(u32),
     /// One for so many tokens.
     Tokens(u32),
+    /// So many for each token.
+    Rows(u32),
+    /// One for each run of up to `tile` rows of one of `experts` experts, of which a token has `each`: the most that there
+    /// can be.
+    Runs {
+        /// Experts of the layer.
+        experts: u32,
+        /// Experts of a token.
+        each: u32,
+        /// Rows of a run.
+        tile: u32,
+    },
 }
 
 /// What an argument points to.
@@ -192,6 +204,13 @@ impl Extent {
         match self {
             Extent::Fixed(n) => n,
             Extent::Tokens(each) => tokens.div_ceil(each.max(1) as usize) as u32,
+            Extent::Rows(each) => tokens.saturating_mul(each as usize) as u32,
+            Extent::Runs { experts, each, tile } => {
+                let (rows, tile) = (tokens.saturating_mul(each as usize), tile.max(1) as usize);
+                // Each expert that has rows has one run that may not be full.
+                let open = rows.min(experts as usize);
+                (rows.saturating_add(open.saturating_mul(tile - 1)) / tile) as u32
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ pub fn without_kernels(op: &Op, covered: &[Domain]) -> Option<&'static str> {
     match op.domain() {
         Domain::Text => None,
         domain if covered.contains(&domain) => None,
-        Domain::Experts => Some("mixtures of experts have no kernels here: use a CPU target, or reference"),
+        Domain::Experts => Some("mixtures of experts have no kernels here: use the reference target"),
         Domain::Images => Some("models that take images have no kernels here: use the reference target"),
         Domain::Foreign => Some("an op of another system has no meaning until a rule gives it one"),
     }

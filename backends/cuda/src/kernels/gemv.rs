@@ -12,8 +12,10 @@ use awqc_ir::tiles::Tiles;
 use cubecl::prelude::*;
 
 use super::Call;
+use super::routed::{Routed, Run, limit_of, row_at, run_of, source_at};
 use super::tile::{
-    self, Grid, Operands, ROWS, Spec, Sums, WARP, flush, left, load_codes, load_grid, product, right, zero,
+    self, Grid, Operands, ROWS, Spec, Sums, WARP, flush, left, load_codes, load_grid, panel_of, product, put, right,
+    zero,
 };
 use crate::CudaError;
 use crate::arch::Arch;
@@ -65,7 +67,22 @@ pub(super) fn rounds(shape: &Tiles, splits: usize) -> (u32, u32) {
 /// # Errors
 /// When the code generator refuses it.
 pub fn source(arch: &Arch, shape: &Tiles, bias: bool) -> Result<Source, CudaError> {
-    let spec = Spec::of(shape);
+    whole_source(arch, Spec::of(shape), bias)
+}
+
+/// The same for the matrices of experts, one below the other, and up to eight tokens. The grid is `[panels, rows]`, with
+/// the panels of [`super::routed::Stack::span`] and a row for each token and choice. There is no bias.
+///
+/// Arguments: as those of [`source`], with `x` f16 `[rows, cols]`, or `[tokens, cols]` if it is shared, and `y` f32
+/// `[rows, rows of a matrix]`; and behind the call the records, see [`super::routed`].
+///
+/// # Errors
+/// When the code generator refuses it.
+pub fn routed_source(arch: &Arch, shape: &Tiles, routed: Routed) -> Result<Source, CudaError> {
+    whole_source(arch, Spec::stacked(shape, routed), false)
+}
+
+fn whole_source(arch: &Arch, spec: Spec, bias: bool) -> Result<Source, CudaError> {
     let plan = Plan::of(&spec, bias, 1);
     emit(arch, &format!("gemv_{}", spec.label()), plan.warps * WARP, |args| {
         if spec.load == 2 { body::<Const<2>>(args, spec, plan) } else { body::<Const<4>>(args, spec, plan) }
@@ -93,12 +110,12 @@ pub fn partials(shape: &Tiles, splits: usize) -> usize {
 }
 
 fn body<N: Size>(args: &mut Args, spec: Spec, plan: Plan) {
-    let o = Operands::<N>::of(args, plan.bias);
-    gemv::expand::<N>(args.scope(), o.words, o.codes, o.x, o.bias, o.y, o.call, spec, plan);
+    let o = Operands::<N>::of(args, plan.bias, spec.routed.is_some());
+    gemv::expand::<N>(args.scope(), o.words, o.codes, o.x, o.bias, o.y, o.call, o.route, spec, plan);
 }
 
 fn split_body<N: Size>(args: &mut Args, spec: Spec, plan: Plan) {
-    let o = Operands::<N>::of(args, plan.bias);
+    let o = Operands::<N>::of(args, plan.bias, false);
     let partials = args.output::<f32>("partials");
     let counters = args.output::<Atomic<u32>>("counters");
     let scope = args.scope();
@@ -113,26 +130,48 @@ fn gemv<N: Size>(
     bias: &Array<f32>,
     y: &mut Array<f32>,
     call: &Array<u32>,
+    route: &Array<u32>,
     #[comptime] spec: Spec,
     #[comptime] plan: Plan,
 ) {
-    let panel = CUBE_POS_X;
-    let first = CUBE_POS_Y * TOKENS;
     let tokens = call[comptime!(Call::Tokens as usize)];
+    if let Some(routed) = comptime!(spec.routed) {
+        let run = run_of(route, tokens, routed);
+        if run.works {
+            multiply_run::<N>(words, codes, x, bias, y, route, run, spec, plan);
+        }
+    } else {
+        let run = Run { expert: 0u32, first: CUBE_POS_Y * TOKENS, end: tokens, works: true };
+        multiply_run::<N>(words, codes, x, bias, y, route, run, spec, plan);
+    }
+}
+
+/// A panel with up to eight rows of activations.
+#[cube]
+fn multiply_run<N: Size>(
+    words: &Array<u32>,
+    codes: &Array<Vector<u32, N>>,
+    x: &Array<Vector<u32, Const<2>>>,
+    bias: &Array<f32>,
+    y: &mut Array<f32>,
+    route: &Array<u32>,
+    run: Run,
+    #[comptime] spec: Spec,
+    #[comptime] plan: Plan,
+) {
+    let own = panel_of(run.expert, CUBE_POS_X, spec);
     let mut shared = SharedMemory::<f32>::new(comptime!((plan.warps * SUMS) as usize));
-    multiply_tiles::<N>(words, codes, x, &mut shared, first, tokens, 0u32, comptime!(spec.tiles), spec, plan);
+    let high = comptime!(spec.tiles).runtime();
+    multiply_tiles::<N>(words, codes, x, &mut shared, route, run, own, 0u32, high, spec, plan);
     sync_cube();
+    let limit = limit_of(run, spec.routed);
     let mut at = UNIT_POS_X;
     while at < SUMS {
-        let token = first + at / ROWS;
-        let channel = panel * ROWS + at % ROWS;
-        if token < tokens && channel < comptime!(spec.rows) {
-            let mut sum = sum_of_warps(&shared, at, plan);
-            if comptime!(plan.bias) {
-                sum += bias[channel as usize];
-            }
-            y[(token * comptime!(spec.rows) + channel) as usize] = sum;
-        }
+        let sum = sum_of_warps(&shared, at, plan);
+        // Rows of the expert before wrap around, and do not exist either.
+        let channel = own * ROWS + at % ROWS - run.expert * comptime!(spec.rows);
+        let to = row_at(route, run, at / ROWS, spec.routed);
+        put(y, bias, to, limit, channel, sum, comptime!(plan.bias), spec);
         at += comptime!(plan.warps * WARP);
     }
 }
@@ -155,7 +194,8 @@ fn split<N: Size>(
     let low = CUBE_POS_Z * comptime!(plan.each);
     let high = min(low + comptime!(plan.each), comptime!(spec.tiles));
     let mut shared = SharedMemory::<f32>::new(comptime!((plan.warps * SUMS) as usize));
-    multiply_tiles::<N>(words, codes, x, &mut shared, 0u32, tokens, low, high, spec, plan);
+    let run = Run { expert: 0u32, first: 0u32, end: tokens, works: true };
+    multiply_tiles::<N>(words, codes, x, &mut shared, call, run, panel, low, high, spec, plan);
     sync_cube();
     let own = panel * comptime!(plan.splits) + CUBE_POS_Z;
     let mut at = UNIT_POS_X;
@@ -180,34 +220,28 @@ fn split<N: Size>(
         fence();
         let mut at = UNIT_POS_X;
         while at < SUMS {
-            let token = at / ROWS;
-            let channel = panel * ROWS + at % ROWS;
-            if token < tokens && channel < comptime!(spec.rows) {
-                let mut sum = 0.0f32;
-                #[unroll]
-                for part in 0..comptime!(plan.splits) {
-                    sum += partials[((panel * comptime!(plan.splits) + part) * SUMS + at) as usize];
-                }
-                if comptime!(plan.bias) {
-                    sum += bias[channel as usize];
-                }
-                y[(token * comptime!(spec.rows) + channel) as usize] = sum;
+            let mut sum = 0.0f32;
+            #[unroll]
+            for part in 0..comptime!(plan.splits) {
+                sum += partials[((panel * comptime!(plan.splits) + part) * SUMS + at) as usize];
             }
+            put(y, bias, at / ROWS, tokens, panel * ROWS + at % ROWS, sum, comptime!(plan.bias), spec);
             at += comptime!(plan.warps * WARP);
         }
     }
 }
 
-/// The sums of every warp over its share of the tiles from `low` to `high`, for eight tokens from `first` on: `shared`
-/// gets them as `[warps, tokens, rows]`.
+/// The sums of every warp over its share of the tiles from `low` to `high`, for eight rows of activations: `shared` gets
+/// them as `[warps, tokens, rows]`.
 #[cube]
 fn multiply_tiles<N: Size>(
     words: &Array<u32>,
     codes: &Array<Vector<u32, N>>,
     x: &Array<Vector<u32, Const<2>>>,
     shared: &mut SharedMemory<f32>,
-    first: u32,
-    tokens: u32,
+    route: &Array<u32>,
+    run: Run,
+    own: u32,
     low: u32,
     high: u32,
     #[comptime] spec: Spec,
@@ -215,11 +249,13 @@ fn multiply_tiles<N: Size>(
 ) {
     let lane = UNIT_POS_X % WARP;
     let warp = UNIT_POS_X / WARP;
-    let panel = CUBE_POS_X;
+    let panel = if comptime!(spec.routed.is_some()) { clamp_max(own, comptime!(spec.panels - 1)) } else { own };
     let row = lane / 4;
     let quarter = lane % 4;
-    // As right operand, a lane holds the activations of token `row`.
-    let there = first + row < tokens;
+    // As right operand, a lane holds the activations of one of the eight.
+    let from = row_at(route, run, row, spec.routed);
+    let there = from < limit_of(run, spec.routed);
+    let from = source_at(from, spec.routed);
     let mut total = zero();
     let mut t = low + warp;
     while t < high {
@@ -234,18 +270,7 @@ fn multiply_tiles<N: Size>(
         for u in 0..comptime!(plan.ahead) {
             let at = t + comptime!(u * plan.warps);
             if at < high {
-                multiply(
-                    words,
-                    x,
-                    &loaded[comptime!(u as usize)],
-                    &mut total,
-                    panel,
-                    at,
-                    lane,
-                    first + row,
-                    there,
-                    spec,
-                );
+                multiply(words, x, &loaded[comptime!(u as usize)], &mut total, panel, at, lane, from, there, spec);
             }
         }
         t += comptime!(plan.ahead * plan.warps);

@@ -16,6 +16,8 @@ pub mod divide;
 pub mod flash;
 pub mod gemm;
 pub mod gemv;
+pub mod route;
+pub mod routed;
 pub mod rows;
 pub(crate) mod tile;
 pub mod top;

@@ -4,6 +4,7 @@ use awqc_ir::tiles::{LANES, STEP, TILE_COLS, TILE_ROWS, Tiles};
 use cubecl::prelude::*;
 use half::f16;
 
+use super::routed::Routed;
 use crate::emit::Args;
 
 /// Two f16 numbers, or two codes as such.
@@ -32,6 +33,8 @@ pub(crate) struct Spec {
     pub(crate) load: u32,
     /// Steps of the product that share a scale: all four of a tile, two, or one.
     pub(crate) run: u32,
+    /// How rows find their experts, if there are any: `rows` are those of one expert then, `panels` those of all.
+    pub(crate) routed: Option<Routed>,
 }
 
 /// The arguments of a packed product, see [`super::gemv::source`].
@@ -43,17 +46,20 @@ pub(crate) struct Operands<N: Size> {
     pub(crate) bias: NativeExpand<Array<f32>>,
     pub(crate) y: NativeExpand<Array<f32>>,
     pub(crate) call: NativeExpand<Array<u32>>,
+    /// `call` in its place if rows need not find experts: it is not read then.
+    pub(crate) route: NativeExpand<Array<u32>>,
 }
 
 impl<N: Size> Operands<N> {
-    pub(crate) fn of(args: &mut Args, has_bias: bool) -> Self {
+    pub(crate) fn of(args: &mut Args, has_bias: bool, routed: bool) -> Self {
         let words = args.input("weight");
         let codes = args.input("codes");
         let x = args.input("x");
         let bias = has_bias.then(|| args.input("bias"));
         let y = args.output("y");
-        let call = args.input("call");
-        Self { words, codes, x, bias: bias.unwrap_or_else(|| y.clone()), y, call }
+        let call: NativeExpand<Array<u32>> = args.input("call");
+        let route = if routed { args.input("route") } else { call.clone() };
+        Self { words, codes, x, bias: bias.unwrap_or_else(|| y.clone()), y, call, route }
     }
 }
 
@@ -78,14 +84,22 @@ impl Spec {
             tile: t.tile_bytes() as u32 / 4,
             load: if t.bits() < 4 { 2 } else { 4 },
             run,
+            routed: None,
         }
+    }
+
+    /// Of the matrices of experts, one below the other.
+    pub(crate) fn stacked(t: &Tiles, routed: Routed) -> Self {
+        let rows = t.rows() as u32 / routed.stack().experts.max(1);
+        Self { rows, routed: Some(routed), ..Self::of(t) }
     }
 
     /// `u4g128_4096x4096`.
     pub(crate) fn label(&self) -> String {
         let sign = if self.symmetric { "i" } else { "u" };
         let group = if self.groups == 1 { "row".to_owned() } else { self.group.to_string() };
-        format!("{sign}{}g{group}_{}x{}", self.bits, self.rows, self.cols)
+        let routed = self.routed.map(Routed::label).unwrap_or_default();
+        format!("{sign}{}g{group}_{}x{}{routed}", self.bits, self.rows, self.cols)
     }
 
     /// Loads of codes of a lane for one tile.
@@ -98,6 +112,34 @@ impl Spec {
 pub(crate) const ROWS: u32 = TILE_ROWS as u32;
 /// Lanes of a warp, for kernels.
 pub(crate) const WARP: u32 = LANES as u32;
+
+/// Writes `sum` with its bias, if the token and the channel exist.
+#[cube]
+pub(crate) fn put(
+    y: &mut Array<f32>,
+    bias: &Array<f32>,
+    token: u32,
+    tokens: u32,
+    channel: u32,
+    sum: f32,
+    #[comptime] has_bias: bool,
+    #[comptime] spec: Spec,
+) {
+    if token < tokens && channel < comptime!(spec.rows) {
+        let at = (token * comptime!(spec.rows) + channel) as usize;
+        if comptime!(has_bias) {
+            y[at] = sum + bias[channel as usize];
+        } else {
+            y[at] = sum;
+        }
+    }
+}
+
+/// The panel of a stack in which panel `own` of an expert begins. There may be none behind the last rows of the stack.
+#[cube]
+pub(crate) fn panel_of(expert: u32, own: u32, #[comptime] spec: Spec) -> u32 {
+    expert * comptime!(spec.rows) / ROWS + own
+}
 
 /// The codes of this lane in tile `t` of a panel: `bits` words.
 #[cube]

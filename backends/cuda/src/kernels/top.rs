@@ -109,12 +109,12 @@ fn top(
 
 /// Bits whose order as integers is that of the number.
 #[cube]
-fn to_key(value: f32) -> u32 {
+pub(super) fn to_key(value: f32) -> u32 {
     let bits = u32::reinterpret(value);
     select(bits >> 31u32 == 1u32, !bits, bits | 0x8000_0000u32)
 }
 
 #[cube]
-fn from_key(key: u32) -> f32 {
+pub(super) fn from_key(key: u32) -> f32 {
     f32::reinterpret(select(key >> 31u32 == 1u32, key & 0x7fff_ffffu32, !key))
 }

@@ -3,13 +3,18 @@
 use awqc_exec::coverage::without_kernels;
 use awqc_exec::layout::mma16;
 use awqc_ir::inline::inline_fused;
+use awqc_ir::op::Domain;
 use awqc_ir::tiles::Tiles;
-use awqc_ir::{Layout, Module, Op, Quant, Region, Stored, TensorSource, WeightExpr, WeightId};
+use awqc_ir::{Layout, Module, Op, Quant, Region, Stored, TensorSource, Type, WeightExpr, WeightId};
 
 use crate::CudaError;
 use crate::kernels::Float;
 use crate::kernels::attend::Shape;
+use crate::kernels::rows::Choice;
 use crate::plan::{Constant, Form};
+
+/// Kinds of models that there are kernels for, besides those of text.
+pub(super) const COVERED: &[Domain] = &[Domain::Experts];
 
 /// The constants of a plan so far.
 pub(super) struct Constants<'a> {
@@ -18,6 +23,7 @@ pub(super) struct Constants<'a> {
 }
 
 /// The weight of a product.
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Matrix {
     Packed { weight: usize, shape: Tiles },
     Dense { weight: usize, of: Float },
@@ -53,7 +59,7 @@ impl<'a> Constants<'a> {
         region.weight(id).ty.const_len().unwrap_or(0)
     }
 
-    /// A float matrix: the constant, its type, rows and columns.
+    /// A float matrix, or those of experts one below the other: the constant, its type, rows and columns.
     pub(super) fn float_matrix(
         &mut self,
         region: &Region,
@@ -61,16 +67,16 @@ impl<'a> Constants<'a> {
     ) -> Result<(usize, Float, usize, usize), CudaError> {
         let (name, of) = self.stored(region, id)?;
         let ty = &region.weight(id).ty;
-        let Some(&[rows, cols]) = ty.const_shape().as_deref() else {
+        let Some((rows, cols)) = ty.matrix() else {
             return Err(CudaError::Unsupported(format!("region {}: {ty} is no matrix", region.name)));
         };
         Ok((self.add(name, Form::Stored), of, rows, cols))
     }
 
-    /// The weight of a product.
+    /// The weight of a product; matrices of experts lie one below the other.
     pub(super) fn matrix(&mut self, region: &Region, id: WeightId) -> Result<Matrix, CudaError> {
         let weight = region.weight(id);
-        let (Some(quant), Some(&[rows, cols])) = (weight.ty.elem.quant(), weight.ty.const_shape().as_deref()) else {
+        let (Some(quant), Some((rows, cols))) = (weight.ty.elem.quant(), weight.ty.matrix()) else {
             let (weight, of, _, _) = self.float_matrix(region, id)?;
             return Ok(Matrix::Dense { weight, of });
         };
@@ -125,14 +131,20 @@ pub fn check(module: &Module, quant: Quant) -> Result<(), CudaError> {
         inline_fused(&mut region, &module.fused)
             .map_err(|e| CudaError::Unsupported(format!("region {}: {e}", region.name)))?;
         for (_, node) in region.nodes() {
-            if let Some(why) = without_kernels(&node.op, &[]) {
-                return Err(CudaError::Unsupported(format!("region {}: {}: {why}", region.name, node.op.mnemonic())));
+            let unsupported =
+                |why: &str| CudaError::Unsupported(format!("region {}: {}: {why}", region.name, node.op.mnemonic()));
+            if let Some(why) = without_kernels(&node.op, COVERED) {
+                return Err(unsupported(why));
             }
             let ty = |at: usize| node.operands.get(at).map(|o| region.operand_type(*o));
             if let Op::Linear(_) = &node.op
-                && let Some(&[rows, cols]) = ty(1).and_then(|t| t.const_shape()).as_deref()
+                && let Some((rows, cols)) = ty(1).and_then(Type::matrix)
             {
                 covered(&region, quant, rows, cols)?;
+            }
+            if let Op::TopK(op) = &node.op {
+                let experts = ty(0).and_then(Type::channels).and_then(|c| usize::try_from(c).ok()).unwrap_or(0);
+                Choice::of(op, experts).map_err(|e| unsupported(&e))?;
             }
             if let Op::Sdpa(op) = &node.op {
                 let columns = |at: usize, heads: u64| {

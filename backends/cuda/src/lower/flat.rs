@@ -1,10 +1,14 @@
 //! The flat program: steps over values, before anything has a place; and the rewrites that save traffic.
 
+use std::collections::BTreeMap;
+
 use awqc_ir::op::Sdpa;
 use awqc_ir::tiles::Tiles;
 
+use super::constants::Matrix;
 use crate::kernels::Float;
-use crate::kernels::rows::{Map, Zip};
+use crate::kernels::routed::Stack;
+use crate::kernels::rows::{Choice, Map, Zip};
 use crate::plan::Ints;
 
 /// Index of a value.
@@ -28,6 +32,8 @@ pub(super) enum Home {
 pub(super) struct Value {
     /// Columns.
     pub(super) width: usize,
+    /// Rows of a token: several between `dispatch` and `combine`, one for each of its experts.
+    pub(super) rows: usize,
     pub(super) home: Home,
 }
 
@@ -50,6 +56,12 @@ pub(super) enum Flat {
     Packed { weight: usize, shape: Tiles, bias: Option<usize>, x: Var, out: Var },
     Dense { weight: usize, of: Float, bias: Option<usize>, x: Var, out: Var },
     Attend { op: Sdpa, q: Var, keys: Var, values: Var, out: Var },
+    Repeat { x: Var, times: usize, out: Var },
+    Softmax { x: Var, out: Var },
+    Choose { scores: Var, bias: Option<usize>, of: Choice, out: Var },
+    Combine { y: Var, w: Var, out: Var },
+    Route { records: Var, stack: Stack, tile: u32, out: Var },
+    Experts { weight: Matrix, stack: Stack, records: Var, route: Var, tile: u32, x: Var, out: Var },
 }
 
 impl Flat {
@@ -63,7 +75,13 @@ impl Flat {
             | Flat::Map { x, .. }
             | Flat::Packed { x, .. }
             | Flat::Dense { x, .. }
+            | Flat::Repeat { x, .. }
+            | Flat::Softmax { x, .. }
+            | Flat::Choose { scores: x, .. }
+            | Flat::Route { records: x, .. }
             | Flat::Zip { a: x, b: By::Constant(_), .. } => vec![*x],
+            Flat::Combine { y, w, .. } => vec![*y, *w],
+            Flat::Experts { records, route, x, .. } => vec![*x, *records, *route],
             Flat::Zip { a, b: By::Value(b), .. } => vec![*a, *b],
             Flat::Attend { q, keys, values, .. } => vec![*q, *keys, *values],
         }
@@ -80,7 +98,13 @@ impl Flat {
             | Flat::Zip { out, .. }
             | Flat::Packed { out, .. }
             | Flat::Dense { out, .. }
-            | Flat::Attend { out, .. } => *out,
+            | Flat::Attend { out, .. }
+            | Flat::Repeat { out, .. }
+            | Flat::Softmax { out, .. }
+            | Flat::Choose { out, .. }
+            | Flat::Combine { out, .. }
+            | Flat::Route { out, .. }
+            | Flat::Experts { out, .. } => *out,
         }
     }
 
@@ -94,7 +118,13 @@ impl Flat {
             | Flat::Zip { out, .. }
             | Flat::Packed { out, .. }
             | Flat::Dense { out, .. }
-            | Flat::Attend { out, .. } => *out = var,
+            | Flat::Attend { out, .. }
+            | Flat::Repeat { out, .. }
+            | Flat::Softmax { out, .. }
+            | Flat::Choose { out, .. }
+            | Flat::Combine { out, .. }
+            | Flat::Route { out, .. }
+            | Flat::Experts { out, .. } => *out = var,
         }
     }
 
@@ -106,8 +136,16 @@ impl Flat {
             | Flat::LayerNorm { .. }
             | Flat::Rope { .. }
             | Flat::Map { .. }
-            | Flat::Zip { .. } => true,
-            Flat::Packed { .. } | Flat::Dense { .. } | Flat::Attend { .. } => false,
+            | Flat::Zip { .. }
+            | Flat::Repeat { .. }
+            | Flat::Softmax { .. }
+            | Flat::Choose { .. }
+            | Flat::Combine { .. } => true,
+            Flat::Packed { .. }
+            | Flat::Dense { .. }
+            | Flat::Attend { .. }
+            | Flat::Route { .. }
+            | Flat::Experts { .. } => false,
         }
     }
 }
@@ -121,13 +159,25 @@ pub(super) struct FlatProgram {
     pub(super) given: Vec<Var>,
     /// Values that somebody reads afterwards.
     pub(super) results: Vec<Var>,
+    /// The runs of up to so many rows that were found for records.
+    pub(super) routes: BTreeMap<(Var, u32), Var>,
 }
 
 impl FlatProgram {
     /// A new value.
     pub(super) fn value(&mut self, width: usize, home: Home) -> Var {
-        self.values.push(Value { width, home });
+        self.rows(width, 1, home)
+    }
+
+    /// A new value with so many rows for each token.
+    pub(super) fn rows(&mut self, width: usize, rows: usize, home: Home) -> Var {
+        self.values.push(Value { width, rows, home });
         self.values.len() - 1
+    }
+
+    /// Columns of a value, in each of its rows.
+    pub(super) fn window(&mut self, of: Var, col: usize, width: usize) -> Var {
+        self.rows(width, self.values[of].rows, Home::View(of, col))
     }
 
     /// The value whose memory holds this one, and its first column there.
@@ -203,7 +253,7 @@ impl FlatProgram {
             let Some(maker) = self.maker(x).filter(|m| uses[x] == 1 && *m < i) else { continue };
             let fits = match (&self.steps[maker], self.values[out].home) {
                 (Flat::Attend { .. }, home) => home == Home::F16,
-                (step, _) => step.is_row(),
+                (step, _) => step.is_row() && self.values[out].rows == self.values[x].rows,
             };
             // A result of the same kind elsewhere, and nothing that reads or writes its memory in between.
             let root = self.root(out).0;

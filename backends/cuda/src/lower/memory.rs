@@ -49,7 +49,7 @@ impl Memory {
                     Home::View(..) | Home::Cache(_) => continue,
                 };
                 if first[var] == Some(g) && !program.given.contains(&var) {
-                    let bytes = (value.width * size * tokens).next_multiple_of(ALIGN);
+                    let bytes = (value.width * value.rows * size * tokens).next_multiple_of(ALIGN);
                     memory.offsets[var] = Some(memory.take(&mut free, bytes));
                 }
             }
@@ -59,7 +59,8 @@ impl Memory {
             for (var, value) in program.values.iter().enumerate() {
                 if let (Some(offset), true) = (memory.offsets[var], last[var] == g) {
                     let size = if value.home == Home::F16 { 2 } else { 4 };
-                    give(&mut free, offset, (value.width * size * tokens).next_multiple_of(ALIGN));
+                    let bytes = (value.width * value.rows * size * tokens).next_multiple_of(ALIGN);
+                    give(&mut free, offset, bytes);
                 }
             }
         }

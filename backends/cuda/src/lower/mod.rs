@@ -5,9 +5,11 @@
 //! it does, not by what it is called.
 
 mod constants;
+mod experts;
 mod flat;
 mod memory;
 mod product;
+mod rows;
 mod schedule;
 
 use std::collections::BTreeMap;
@@ -18,7 +20,8 @@ use awqc_ir::inline::inline_fused;
 use awqc_ir::op::{GeluForm, Op, RopeTable};
 use awqc_ir::{FusedDef, Region, TensorSource, ValueId, Verified, WeightId};
 
-use self::constants::{Constants, Matrix};
+use self::constants::{COVERED, Constants, Matrix};
+use self::experts::Way;
 use self::flat::{By, Flat, FlatProgram, Home, Var};
 use self::schedule::{ALIGN, Kernels, schedule};
 use crate::CudaError;
@@ -78,7 +81,7 @@ pub fn lower(module: Verified<'_>, source: &dyn TensorSource, arch: &Arch) -> Re
                 cx.flat.given.push(new);
                 Entry::Value(new)
             }
-            Entry::Ints(_) | Entry::Cos(_) | Entry::Sin(_) => e,
+            Entry::Ints(_) | Entry::Cos(_) | Entry::Sin(_) | Entry::Chosen(_) | Entry::Experts(..) => e,
         })
         .collect();
     let out = cx.chain(std::slice::from_ref(last), &module.fused, stream)?;
@@ -130,13 +133,17 @@ enum Entry {
     Cos(usize),
     Sin(usize),
     Value(Var),
+    /// The numbers of experts in the records of tokens.
+    Chosen(Var),
+    /// The rows of experts, or one row of a token that all of its experts see.
+    Experts(Var, Way),
 }
 
 impl Entry {
     fn value(self) -> Option<Var> {
         match self {
-            Entry::Value(var) => Some(var),
-            Entry::Ints(_) | Entry::Cos(_) | Entry::Sin(_) => None,
+            Entry::Value(var) | Entry::Experts(var, _) => Some(var),
+            Entry::Ints(_) | Entry::Cos(_) | Entry::Sin(_) | Entry::Chosen(_) => None,
         }
     }
 }
@@ -179,7 +186,7 @@ impl Builder<'_> {
             let op = &node.op;
             let unsupported =
                 |why: &str| CudaError::Unsupported(format!("region {}: {}: {why}", region.name, op.mnemonic()));
-            if let Some(why) = without_kernels(op, &[]) {
+            if let Some(why) = without_kernels(op, COVERED) {
                 return Err(unsupported(why));
             }
             let weights: Vec<WeightId> = node.operands.iter().filter_map(|o| o.weight()).collect();
@@ -187,9 +194,6 @@ impl Builder<'_> {
             for v in node.operands.iter().filter_map(|o| o.value()) {
                 operands.push(*known.get(&v).ok_or_else(|| unsupported("an operand is not given"))?);
             }
-            let value = |at: usize| {
-                operands.get(at).and_then(|e| e.value()).ok_or_else(|| unsupported("an operand is no row of floats"))
-            };
             if let Op::RopeTable(of) = op {
                 if !matches!(operands.first(), Some(Entry::Ints(Ints::Positions))) {
                     return Err(unsupported("the angles must be those of the positions"));
@@ -201,22 +205,40 @@ impl Builder<'_> {
                 known.extend(node.results.iter().copied().zip([Entry::Cos(at), Entry::Sin(at)]));
                 continue;
             }
+            let way = self.apart(op, &mut operands).map_err(|why| unsupported(&why))?;
+            let value = |at: usize| {
+                operands.get(at).and_then(|e| e.value()).ok_or_else(|| unsupported("an operand is no row of floats"))
+            };
+            if let Op::Dispatch(d) = op {
+                let x = value(0)?;
+                let way = self.dispatch(d, operands.get(1)).map_err(|why| unsupported(&why))?;
+                known.extend(node.results.iter().map(|r| (*r, Entry::Experts(x, way))));
+                continue;
+            }
+            // What experts say is added up to one row again.
+            let way = way.filter(|_| !matches!(op, Op::Combine(_)));
+            let rows = way.map_or(1, |way| way.stack.each as usize);
             let mut outs = Vec::new();
             for r in &node.results {
                 let width = region.value(*r).ty.channels().and_then(|c| usize::try_from(c).ok());
                 let width = width.ok_or_else(|| unsupported("the result has no fixed number of channels"))?;
-                outs.push(self.flat.value(width, Home::F32));
+                outs.push(self.flat.rows(width, rows, Home::F32));
             }
             let Some(out) = outs.first().copied() else { continue };
             let width = self.flat.values[out].width;
             match op.clone() {
-                // The angles are a table.
-                Op::RopeTable(_) => {}
-                Op::Softmax(_)
-                | Op::TopK(_)
-                | Op::Dispatch(_)
-                | Op::Combine(_)
-                | Op::Patches(_)
+                // The angles are a table, and no row moves to its experts.
+                Op::RopeTable(_) | Op::Dispatch(_) => {}
+                Op::Softmax(_) => self.flat.steps.push(Flat::Softmax { x: value(0)?, out }),
+                Op::TopK(op) => {
+                    let bias = self.constants.vector(region, weights.first().copied(), 0.0)?;
+                    let records = self.choose(&op, value(0)?, bias, &outs).map_err(|why| unsupported(&why))?;
+                    let entries = [Entry::Value(out), Entry::Chosen(records)];
+                    known.extend(node.results.iter().copied().zip(entries));
+                    continue;
+                }
+                Op::Combine(_) => self.combine(&operands, out).map_err(|why| unsupported(&why))?,
+                Op::Patches(_)
                 | Op::Merge(_)
                 | Op::Place(_)
                 | Op::Learned(_)
@@ -240,6 +262,7 @@ impl Builder<'_> {
                     let bias = self.constants.vector(region, weights.get(1).copied(), 0.0)?;
                     let x = value(0)?;
                     match self.constants.matrix(region, weight)? {
+                        matrix if let Some(way) = way => self.stacked(matrix, way, &mut halves, x, out),
                         Matrix::Packed { weight, shape } => {
                             let x = self.half(&mut halves, x);
                             self.flat.steps.push(Flat::Packed { weight, shape, bias, x, out });
@@ -320,7 +343,7 @@ impl Builder<'_> {
                             self.flat.values[*out].home = Home::View(from, col);
                         }
                         for h in (0..heads).filter(|_| heads > 1) {
-                            let part = self.flat.value(size, Home::View(from, h * run + col));
+                            let part = self.flat.window(from, h * run + col, size);
                             self.part(part, *out, h * size);
                         }
                         col += size;
@@ -332,25 +355,26 @@ impl Builder<'_> {
                         for from in 0..operands.len() {
                             let from = value(from)?;
                             let size = self.flat.values[from].width / heads;
-                            let part =
-                                if heads == 1 { from } else { self.flat.value(size, Home::View(from, h * size)) };
+                            let part = if heads == 1 { from } else { self.flat.window(from, h * size, size) };
                             self.part(part, out, at);
                             at += size;
                         }
                     }
                 }
                 Op::Repeat(r) => {
-                    let from = value(0)?;
-                    let size = self.flat.values[from].width;
-                    (0..r.times as usize).for_each(|i| self.part(from, out, i * size));
+                    self.flat.steps.push(Flat::Repeat { x: value(0)?, times: r.times as usize, out });
                 }
                 Op::Fused(f) => return Err(unsupported(&format!("@{} is not defined", f.callee))),
             }
-            known.extend(node.results.iter().copied().zip(outs.into_iter().map(Entry::Value)));
+            let entry = |var| way.map_or(Entry::Value(var), |way| Entry::Experts(var, way));
+            known.extend(node.results.iter().copied().zip(outs.into_iter().map(entry)));
         }
         let result = |r: &ValueId| {
-            let missing = || CudaError::Unsupported(format!("region {}: a result is not computed", region.name));
-            known.get(r).copied().ok_or_else(missing)
+            let fail = |why: &str| CudaError::Unsupported(format!("region {}: a result is {why}", region.name));
+            match known.get(r).copied().ok_or_else(|| fail("not computed"))? {
+                Entry::Chosen(_) | Entry::Experts(..) => Err(fail("of experts, which must not leave the region")),
+                entry @ (Entry::Ints(_) | Entry::Cos(_) | Entry::Sin(_) | Entry::Value(_)) => Ok(entry),
+            }
         };
         region.results().iter().map(result).collect()
     }
@@ -361,7 +385,7 @@ impl Builder<'_> {
 
     /// Copies a value into columns of another.
     fn part(&mut self, from: Var, to: Var, col: usize) {
-        let window = self.flat.value(self.flat.values[from].width, Home::View(to, col));
+        let window = self.flat.window(to, col, self.flat.values[from].width);
         self.map(from, Map::Same, window);
     }
 
@@ -370,7 +394,7 @@ impl Builder<'_> {
         if let Some(half) = halves.get(&x) {
             return *half;
         }
-        let half = self.flat.value(self.flat.values[x].width, Home::F16);
+        let half = self.flat.rows(self.flat.values[x].width, self.flat.values[x].rows, Home::F16);
         self.map(x, Map::Same, half);
         halves.insert(x, half);
         half
@@ -381,7 +405,7 @@ impl Builder<'_> {
         if !matches!(self.flat.values[x].home, Home::View(..)) {
             return x;
         }
-        let copy = self.flat.value(self.flat.values[x].width, Home::F32);
+        let copy = self.flat.rows(self.flat.values[x].width, self.flat.values[x].rows, Home::F32);
         self.map(x, Map::Same, copy);
         copy
     }

@@ -3,13 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use super::flat::{By, Flat, FlatProgram, Home, Var};
+use super::flat::{Flat, FlatProgram, Home, Var};
 use super::memory::Memory;
 use crate::CudaError;
 use crate::arch::Arch;
 use crate::emit::Source;
 use crate::kernels::attend::{self, Shape};
-use crate::kernels::rows::{Kind, Out, Row, Rows, Step};
 use crate::kernels::{Float, argmax, dense, divide, flash, gemm, gemv, top};
 use crate::plan::{Extent, FEW, Given, Kernel, Launch, Part, Place, Top};
 
@@ -36,7 +35,11 @@ impl<'a> Kernels<'a> {
         Self { arch, sources: Vec::new(), known: BTreeMap::new(), divided: BTreeMap::new(), remarks: Vec::new() }
     }
 
-    fn get(&mut self, key: String, make: impl FnOnce(&Arch) -> Result<Source, CudaError>) -> Result<usize, CudaError> {
+    pub(super) fn get(
+        &mut self,
+        key: String,
+        make: impl FnOnce(&Arch) -> Result<Source, CudaError>,
+    ) -> Result<usize, CudaError> {
         if let Some(at) = self.known.get(&key) {
             return Ok(*at);
         }
@@ -104,7 +107,7 @@ impl<'a> Kernels<'a> {
         self.remarks.iter().cloned().chain(divided).collect()
     }
 
-    fn remark(&mut self, text: String) {
+    pub(super) fn remark(&mut self, text: String) {
         if !self.remarks.contains(&text) {
             self.remarks.push(text);
         }
@@ -137,9 +140,10 @@ pub(super) fn schedule(
     kernels: &mut Kernels<'_>,
 ) -> Result<Scheduled, CudaError> {
     let mut groups: Vec<Group<'_>> = Vec::new();
+    let rows = |step: &Flat| program.values[step.out()].rows;
     for step in &program.steps {
         match groups.last_mut() {
-            Some(Group::Rows(steps)) if step.is_row() => steps.push(step),
+            Some(Group::Rows(steps)) if step.is_row() && rows(steps[0]) == rows(step) => steps.push(step),
             Some(_) | None if step.is_row() => groups.push(Group::Rows(vec![step])),
             Some(_) | None => groups.push(Group::One(step)),
         }
@@ -187,26 +191,33 @@ fn partials(program: &FlatProgram, groups: &[Group<'_>], arch: &Arch) -> Result<
 
 /// Where a value's rows lie.
 #[derive(Clone, Copy)]
-struct Rowed {
-    place: Place,
+pub(super) struct Rowed {
+    pub(super) place: Place,
     offset: usize,
-    pitch: usize,
-    col: usize,
+    pub(super) pitch: usize,
+    pub(super) col: usize,
 }
 
-struct Maker<'a, 'c> {
-    program: &'a FlatProgram,
-    kernels: &'a mut Kernels<'c>,
+/// Makes launches.
+pub(super) struct Maker<'a, 'c> {
+    pub(super) program: &'a FlatProgram,
+    pub(super) kernels: &'a mut Kernels<'c>,
     memory: &'a Memory,
     given: BTreeMap<Var, (usize, usize)>,
     part: Part,
-    weight_bytes: usize,
+    pub(super) weight_bytes: usize,
 }
 
 impl Maker<'_, '_> {
-    fn row(&self, var: Var) -> Rowed {
+    pub(super) fn row(&self, var: Var) -> Rowed {
+        self.row_for(var, self.program.values[var].rows)
+    }
+
+    /// The rows of a value as steps see them that take a token in so many parts. One that takes it as a whole has the rows
+    /// of its experts side by side.
+    pub(super) fn row_for(&self, var: Var, parts: usize) -> Rowed {
         let (root, col) = self.program.root(var);
-        let pitch = self.program.values[root].width;
+        let pitch = self.program.values[root].width * self.program.values[root].rows / parts.max(1);
         if let Some((offset, pitch)) = self.given.get(&root) {
             return Rowed { place: Place::Stream(*offset, pitch * 4), offset: *offset, pitch: *pitch, col };
         }
@@ -217,7 +228,7 @@ impl Maker<'_, '_> {
         Rowed { place: Place::Arena(offset), offset, pitch, col }
     }
 
-    fn launch(&mut self, kernel: usize, grid: [Extent; 3], args: Vec<Place>, few: bool, many: bool) {
+    pub(super) fn launch(&mut self, kernel: usize, grid: [Extent; 3], args: Vec<Place>, few: bool, many: bool) {
         let launch = Launch { kernel, grid, args };
         if few {
             self.part.few.push(launch.clone());
@@ -225,97 +236,6 @@ impl Maker<'_, '_> {
         if many {
             self.part.many.push(launch);
         }
-    }
-
-    /// One kernel for row steps.
-    fn rows(&mut self, steps: &[&Flat]) -> Result<(), CudaError> {
-        let mut args = RowArgs::default();
-        let mut made = Vec::new();
-        for step in steps {
-            made.push(self.row_step(step, &mut args)?);
-        }
-        let rows = Rows { steps: made, args: args.kinds };
-        let blocks = rows.blocks();
-        let kernel = self.kernels.get(format!("{rows:?}"), |arch| rows.source(arch))?;
-        let places = args.places.into_iter().chain([Place::Given(Given::Call)]).collect();
-        self.launch(kernel, [Extent::Fixed(blocks), Extent::Tokens(1), Extent::Fixed(1)], places, true, true);
-        Ok(())
-    }
-
-    fn row_step(&self, step: &Flat, args: &mut RowArgs) -> Result<Step, CudaError> {
-        let width = |var: Var| self.program.values[var].width;
-        let x_of = |args: &mut RowArgs, var: Var| {
-            let row = self.row(var);
-            Row { arg: args.add(row.place, Kind::F32), pitch: row.pitch, col: row.col }
-        };
-        let constant =
-            |args: &mut RowArgs, at: &Option<usize>| at.map(|c| args.add(Place::Constant(c), Kind::Parameter));
-        let out_of = |args: &mut RowArgs, var: Var| {
-            let row = self.row(var);
-            let kind = match self.program.values[self.program.root(var).0].home {
-                Home::F32 | Home::View(..) => Kind::F32,
-                Home::F16 | Home::Cache(_) => Kind::F16,
-            };
-            let at = Row { arg: args.add(row.place, kind), pitch: row.pitch, col: row.col };
-            match (kind, row.place) {
-                (Kind::F16, Place::Cache(_)) => Out::Cache(at),
-                (Kind::F16, _) => Out::F16(at),
-                (_, _) => Out::F32(at),
-            }
-        };
-        Ok(match step {
-            Flat::Embed { table, of, ints, offset, out } => {
-                let table = args.add(Place::Constant(*table), Kind::Table(*of));
-                let index = args.add(Place::Given(Given::Ints(*ints)), Kind::Ints);
-                Step::Embed { table, of: *of, index, offset: *offset, width: width(*out), out: out_of(args, *out) }
-            }
-            Flat::RmsNorm { x, gain, heads, eps, out } => Step::RmsNorm {
-                x: x_of(args, *x),
-                gain: constant(args, gain),
-                heads: *heads,
-                width: width(*x) / heads,
-                eps: *eps,
-                out: out_of(args, *out),
-            },
-            Flat::LayerNorm { x, gain, bias, heads, each, eps, out } => Step::LayerNorm {
-                x: x_of(args, *x),
-                gain: constant(args, gain),
-                bias: constant(args, bias),
-                heads: *heads,
-                width: width(*x) / heads,
-                each: *each,
-                eps: *eps,
-                out: out_of(args, *out),
-            },
-            Flat::Rope { x, angles, pairs, heads, interleaved, out } => {
-                let mut angle =
-                    |given| Row { arg: args.add(Place::Given(given), Kind::Parameter), pitch: *pairs, col: 0 };
-                let (cos, sin) = (angle(Given::Cos(*angles)), angle(Given::Sin(*angles)));
-                Step::Rope {
-                    x: x_of(args, *x),
-                    cos,
-                    sin,
-                    heads: *heads,
-                    width: width(*x) / heads,
-                    pairs: *pairs,
-                    interleaved: *interleaved,
-                    out: out_of(args, *out),
-                }
-            }
-            Flat::Map { x, f, out } => {
-                Step::Map { x: x_of(args, *x), f: *f, width: width(*out), out: out_of(args, *out) }
-            }
-            Flat::Zip { a, f, b, zip, out } => {
-                let b = match b {
-                    By::Value(b) => x_of(args, *b),
-                    By::Constant(c) => Row { arg: args.add(Place::Constant(*c), Kind::Parameter), pitch: 0, col: 0 },
-                };
-                Step::Zip { a: x_of(args, *a), f: *f, b, zip: *zip, width: width(*out), out: out_of(args, *out) }
-            }
-            Flat::Packed { .. } | Flat::Dense { .. } | Flat::Attend { .. } => {
-                return Err(CudaError::Unsupported("a product is no row step".into()));
-            }
-        })
     }
 
     /// The launches of a step that is no row step.
@@ -401,35 +321,23 @@ impl Maker<'_, '_> {
             | Flat::LayerNorm { .. }
             | Flat::Rope { .. }
             | Flat::Map { .. }
-            | Flat::Zip { .. } => self.rows(&[step])?,
+            | Flat::Zip { .. }
+            | Flat::Repeat { .. }
+            | Flat::Softmax { .. }
+            | Flat::Choose { .. }
+            | Flat::Combine { .. } => self.rows(&[step])?,
+            Flat::Route { records, stack, tile, out } => self.route(*records, *stack, *tile, *out)?,
+            Flat::Experts { .. } => self.experts(step)?,
         }
         Ok(())
     }
 }
 
-fn name(of: Float) -> &'static str {
+pub(super) fn name(of: Float) -> &'static str {
     match of {
         Float::F32 => "f32",
         Float::F16 => "f16",
         Float::Bf16 => "bf16",
-    }
-}
-
-/// The arguments of a row kernel: each place once.
-#[derive(Default)]
-struct RowArgs {
-    places: Vec<Place>,
-    kinds: Vec<Kind>,
-}
-
-impl RowArgs {
-    fn add(&mut self, place: Place, kind: Kind) -> usize {
-        let known = self.places.iter().zip(&self.kinds).position(|(p, k)| *p == place && *k == kind);
-        known.unwrap_or_else(|| {
-            self.places.push(place);
-            self.kinds.push(kind);
-            self.places.len() - 1
-        })
     }
 }
 

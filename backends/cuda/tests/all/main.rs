@@ -3,6 +3,8 @@
 mod attention;
 #[path = "../emulator/mod.rs"]
 mod emulator;
+mod experts;
+mod layers;
 mod probe;
 mod products;
 mod rows;

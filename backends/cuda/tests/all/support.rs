@@ -80,6 +80,11 @@ impl Bench {
         Self { device, emulator, loaded: RefCell::default() }
     }
 
+    /// The device once more, to be given away.
+    pub(crate) fn another(&self) -> Device {
+        self.emulator.device()
+    }
+
     /// The machine code of a kernel, as it is handed to the device.
     pub(crate) fn image(&self, kernel: &Source) -> Result<Vec<u8>, CudaError> {
         self.emulator.image(&kernel.name)

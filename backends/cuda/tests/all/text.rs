@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use awqc_cuda::arch::{ARCHS, Arch};
 use awqc_cuda::emit::Source;
-use awqc_cuda::kernels::rows::{Kind, Map, Out, Row, Rows, Step, Zip};
-use awqc_cuda::kernels::{Float, argmax, attend, dense, flash, gemm, gemv, top};
+use awqc_cuda::kernels::routed::{Routed, Stack};
+use awqc_cuda::kernels::rows::{Choice, Kind, Map, Out, Row, Rows, Step, Zip};
+use awqc_cuda::kernels::{Float, argmax, attend, dense, flash, gemm, gemv, route, top};
 use awqc_cuda::{CudaError, Nvrtc};
-use awqc_ir::op::{Alibi, Sdpa};
+use awqc_ir::op::{Alibi, GroupScore, Groups, Sdpa, TopK};
 use awqc_ir::tiles::Tiles;
 use awqc_ir::{Group, Quant};
 
@@ -26,6 +27,34 @@ fn a_kernel_to_read() {
     insta::assert_snapshot!(source.text);
 }
 
+/// The experts of a token of a large model, from the scores that its router gives.
+fn choose(arch: &Arch) -> Source {
+    let row = |arg, pitch| Row { arg, pitch, col: 0 };
+    let op = TopK {
+        k: 8,
+        groups: Some(Groups { count: 8, keep: 4, by: GroupScore::TwoBest }),
+        normalize: true,
+        scale: Some(2.5),
+        near: Some(0.01),
+    };
+    let (scores, of) = (row(1, 256), Choice::of(&op, 256).expect("a choice"));
+    let steps = vec![
+        Step::Softmax { x: row(0, 256), width: 256, out: Out::F32(scores) },
+        Step::Choose { scores, bias: Some(2), of, out: Out::F32(row(3, 16)) },
+        Step::Combine {
+            y: row(4, 8 * 7168),
+            w: row(3, 16),
+            each: 8,
+            stride: 7168,
+            width: 7168,
+            out: Out::F32(row(5, 7168)),
+        },
+        Step::Repeat { x: row(3, 16), width: 1, times: 7168, out: Out::F32(row(6, 7168)) },
+    ];
+    let args = vec![Kind::F32, Kind::F32, Kind::Parameter, Kind::F32, Kind::F32, Kind::F32, Kind::F32];
+    Rows { steps, args }.source(arch).expect("a kernel")
+}
+
 /// One kernel of each kind and bit width, of sizes of a 7B model.
 fn kernels(arch: &Arch) -> Vec<Source> {
     let mut out = vec![gate(arch)];
@@ -38,7 +67,20 @@ fn kernels(arch: &Arch) -> Vec<Source> {
         out.push(gemm::source(arch, &shape, bits == 4).expect("a kernel"));
         let narrow = Tiles::of(quant, 1536, 8960).expect("a shape");
         out.push(gemv::split_source(arch, &narrow, bits == 4, 5).expect("a kernel"));
+        let stacked = Tiles::of(quant, 8 * 4096, 4096).expect("a shape");
+        for shared in [true, false] {
+            let stack = Stack { experts: 8, each: 2, shared };
+            out.push(gemv::routed_source(arch, &stacked, Routed::Few(stack)).expect("a kernel"));
+            let many = |tile| gemm::routed_source(arch, &stacked, Routed::Many(stack), tile).expect("a kernel");
+            out.extend([16, 64].map(many));
+        }
     }
+    let stack = Stack { experts: 60, each: 4, shared: false };
+    for routed in [Routed::Few(stack), Routed::Many(stack)] {
+        out.push(dense::routed_source(arch, Float::F16, 1408, 2048, routed).expect("a kernel"));
+    }
+    out.push(route::source(arch, 60, 4, 64).expect("a kernel"));
+    out.push(choose(arch));
     let op = |window, softcap| Sdpa { causal: true, heads: 32, kv_heads: 8, scale: None, window, softcap, alibi: None };
     for (op, columns, splits) in
         [(op(None, None), 128, 8), (op(Some(4096), Some(50.0)), 256, 1), (op(None, None), 64, 1)]
@@ -141,6 +183,7 @@ fn nvrtc_compiles_every_kernel_for_every_architecture_without_spills() {
         Err(error) => panic!("{error}"),
     };
     eprintln!("NVRTC {}.{}", nvrtc.version().0, nvrtc.version().1);
+    let mut spilled = Vec::new();
     for arch in ARCHS {
         for source in kernels(arch) {
             let compiled = nvrtc.compile(&source, arch).unwrap_or_else(|e| panic!("{e}"));
@@ -155,10 +198,11 @@ fn nvrtc_compiles_every_kernel_for_every_architecture_without_spills() {
             );
             // Arrays of threads must become registers, too.
             let memory = (r.stack, r.spill_stores, r.spill_loads);
-            assert_eq!(memory, (0, 0, 0), "stack and spills of {} for {}", r.kernel, arch.name());
+            spilled.extend((memory != (0, 0, 0)).then(|| format!("{} for {}: {memory:?}", r.kernel, arch.name())));
             assert!(r.registers > 0 && r.registers <= arch.registers_thread, "{r:?}");
             assert!(compiled.cubin.starts_with(b"\x7fELF"), "{}", r.kernel);
             assert!(String::from_utf8_lossy(&compiled.ptx).contains(&format!(".target sm_{}", arch.sm)));
         }
     }
+    assert!(spilled.is_empty(), "stack and spills:\n{}", spilled.join("\n"));
 }

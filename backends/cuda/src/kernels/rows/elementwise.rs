@@ -52,6 +52,24 @@ pub(super) fn zip<O: Float>(
     }
 }
 
+/// `x` of `width` columns, so many times side by side.
+#[cube]
+pub(super) fn repeat<O: Float>(
+    x: &Array<f32>,
+    out: &mut Array<O>,
+    base: u32,
+    #[comptime] from: From,
+    #[comptime] width: u32,
+    #[comptime] times: u32,
+    #[comptime] grid: Grid,
+) {
+    let mut c = first();
+    while c < comptime!(width * times) {
+        out[(base + c) as usize] = O::cast_from(x[(start(from) + c % width) as usize]);
+        c += comptime!(THREADS * grid.blocks);
+    }
+}
+
 /// `f(x)`.
 #[cube]
 fn apply(x: f32, #[comptime] f: Map) -> f32 {

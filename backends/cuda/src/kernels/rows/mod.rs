@@ -7,10 +7,14 @@
 
 mod elementwise;
 mod embed;
+mod experts;
 mod norm;
 mod rope;
+mod step;
 
 pub(super) use elementwise::tanh;
+pub use experts::{Choice, Groups};
+pub use step::{Kind, Map, Out, Row, Step, Zip};
 
 use cubecl::prelude::*;
 use half::{bf16, f16};
@@ -25,105 +29,6 @@ pub const THREADS: u32 = 256;
 /// Columns that a thread takes where a row is divided among blocks.
 const COLUMNS: usize = 2;
 
-/// Rows of f32 or f16 numbers, one for each token: an argument of the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Row {
-    /// The argument.
-    pub arg: usize,
-    /// Numbers from one token's row to the next.
-    pub pitch: usize,
-    /// The first number of the row that is meant.
-    pub col: usize,
-}
-
-/// Where a step leaves its result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Out {
-    /// f32 rows.
-    F32(Row),
-    /// f16 rows, for packed linears.
-    F16(Row),
-    /// f16 rows of a cache, by position.
-    Cache(Row),
-}
-
-/// A function of one number.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Map {
-    /// `x`
-    Same,
-    /// `x · sigmoid(x)`
-    Silu,
-    /// `x · Φ(x)`
-    GeluErf,
-    /// `x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³)))`
-    GeluTanh,
-    /// `x · sigmoid(1.702 x)`
-    GeluQuick,
-    /// `max(x, 0)`
-    Relu,
-    /// `k x`
-    Scale(f32),
-    /// `c tanh(x / c)`
-    Softcap(f32),
-    /// `1 / (1 + e^−x)`
-    Sigmoid,
-    /// `x`, limited to `[−c, c]`
-    Clamp(f32),
-}
-
-/// A function of two numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Zip {
-    /// `a + b`
-    Add,
-    /// `a · b`
-    Mul,
-}
-
-/// One step. Arguments are given by number; `width` counts columns: of a row, or of one of `heads` heads.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[expect(missing_docs, reason = "the formulas name the fields")]
-pub enum Step {
-    /// Row `index + offset` of a table `[rows, width]`.
-    Embed { table: usize, of: Float, index: usize, offset: u32, width: usize, out: Out },
-    /// `x / sqrt(mean(x²) + eps) · gain` for each of `heads` parts of `width` columns.
-    RmsNorm { x: Row, gain: Option<usize>, heads: usize, width: usize, eps: f32, out: Out },
-    /// `(x − mean) / sqrt(var + eps) · gain + bias` for each of `heads` parts of `width` columns. Gain and bias are those
-    /// of each head one after the other if `each`, or else one for all.
-    LayerNorm {
-        x: Row,
-        gain: Option<usize>,
-        bias: Option<usize>,
-        heads: usize,
-        width: usize,
-        each: bool,
-        eps: f32,
-        out: Out,
-    },
-    /// Rotation of the first `2 pairs` columns of each head by the angles of the token, `[tokens, pairs]`.
-    Rope { x: Row, cos: Row, sin: Row, heads: usize, width: usize, pairs: usize, interleaved: bool, out: Out },
-    /// `f(x)`.
-    Map { x: Row, f: Map, width: usize, out: Out },
-    /// `zip(f(a), b)`; `b` is a parameter when its pitch is 0.
-    Zip { a: Row, f: Map, b: Row, zip: Zip, width: usize, out: Out },
-}
-
-/// What an argument is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// f32 rows that steps of the kernel may write.
-    F32,
-    /// f16 rows that steps of the kernel may write.
-    F16,
-    /// f32 numbers that are only read.
-    Parameter,
-    /// A table of an embedding.
-    Table(Float),
-    /// 32-bit integers, one a token.
-    Ints,
-}
-
 /// A list of steps and what their arguments are. The last argument of the kernel, the call, is not among them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rows {
@@ -131,95 +36,6 @@ pub struct Rows {
     pub steps: Vec<Step>,
     /// The arguments.
     pub args: Vec<Kind>,
-}
-
-impl Step {
-    /// Word for the kernel's name.
-    fn word(&self) -> &'static str {
-        match self {
-            Step::Embed { .. } => "embed",
-            Step::RmsNorm { .. } => "rms_norm",
-            Step::LayerNorm { .. } => "layer_norm",
-            Step::Rope { .. } => "rope",
-            Step::Map { f: Map::Same, out: Out::Cache(_), .. } => "cache",
-            Step::Map { f, .. } => f.word(),
-            Step::Zip { f: Map::Same, zip: Zip::Add, .. } => "add",
-            Step::Zip { f: Map::Same, zip: Zip::Mul, .. } => "mul",
-            Step::Zip { f, .. } => f.word(),
-        }
-    }
-
-    /// Columns that the step computes.
-    fn columns(&self) -> usize {
-        match self {
-            Step::Embed { width, .. } | Step::Map { width, .. } | Step::Zip { width, .. } => *width,
-            Step::LayerNorm { heads, width, .. }
-            | Step::RmsNorm { heads, width, .. }
-            | Step::Rope { heads, width, .. } => heads * width,
-        }
-    }
-
-    /// The columns of rows that it reads.
-    fn reads(&self) -> Vec<Span> {
-        let span = |row: &Row, width: usize| Span { arg: row.arg, from: row.col, to: row.col + width };
-        match self {
-            Step::Embed { .. } => Vec::new(),
-            Step::Map { x, width, .. } => vec![span(x, *width)],
-            Step::LayerNorm { x, heads, width, .. }
-            | Step::RmsNorm { x, heads, width, .. }
-            | Step::Rope { x, heads, width, .. } => vec![span(x, heads * width)],
-            Step::Zip { a, b, width, .. } => vec![span(a, *width), span(b, *width)],
-        }
-    }
-
-    /// The columns that it writes.
-    fn writes(&self) -> Span {
-        let row = self.out().row();
-        Span { arg: row.arg, from: row.col, to: row.col + self.columns() }
-    }
-
-    fn out(&self) -> Out {
-        match self {
-            Step::Embed { out, .. }
-            | Step::RmsNorm { out, .. }
-            | Step::LayerNorm { out, .. }
-            | Step::Rope { out, .. }
-            | Step::Map { out, .. }
-            | Step::Zip { out, .. } => *out,
-        }
-    }
-
-    /// Whether column `c` of the result needs column `c` of the operands and no other.
-    fn columnwise(&self) -> bool {
-        match self {
-            Step::Embed { .. } | Step::Map { .. } | Step::Zip { .. } => true,
-            Step::RmsNorm { .. } | Step::LayerNorm { .. } | Step::Rope { .. } => false,
-        }
-    }
-}
-
-impl Map {
-    fn word(self) -> &'static str {
-        match self {
-            Map::Same => "copy",
-            Map::Silu => "silu",
-            Map::GeluErf | Map::GeluTanh | Map::GeluQuick => "gelu",
-            Map::Relu => "relu",
-            Map::Scale(_) => "scale",
-            Map::Softcap(_) => "softcap",
-            Map::Sigmoid => "sigmoid",
-            Map::Clamp(_) => "clamp",
-        }
-    }
-}
-
-impl Out {
-    /// The rows.
-    pub fn row(self) -> Row {
-        match self {
-            Out::F32(row) | Out::F16(row) | Out::Cache(row) => row,
-        }
-    }
 }
 
 impl Rows {
@@ -238,8 +54,7 @@ impl Rows {
 
     /// Blocks that share one token's rows.
     pub fn blocks(&self) -> u32 {
-        let whole = |s: &Step| matches!(s, Step::LayerNorm { heads: 1, .. } | Step::RmsNorm { heads: 1, .. });
-        if self.steps.iter().any(whole) || (0..self.steps.len()).any(|i| self.waits(i)) {
+        if self.steps.iter().any(Step::whole) || (0..self.steps.len()).any(|i| self.waits(i)) {
             return 1;
         }
         let widest = self.steps.iter().map(Step::columns).max().unwrap_or(1);
@@ -264,20 +79,6 @@ impl Rows {
                 expand(args.scope(), step, &own, &call, grid);
             }
         })
-    }
-}
-
-/// Columns of an argument.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Span {
-    arg: usize,
-    from: usize,
-    to: usize,
-}
-
-impl Span {
-    fn meets(self, other: Span) -> bool {
-        self.arg == other.arg && self.from < other.to && other.from < self.to
     }
 }
 
@@ -452,6 +253,25 @@ fn expand_to<O: cubecl::prelude::Float>(
                 zip,
                 grid,
             );
+        }
+        Step::Repeat { x, width, times, .. } => {
+            let (array, from) = rows(&x);
+            elementwise::repeat::expand(scope, array, to.array, base, from, width as u32, times as u32, grid);
+        }
+        Step::Softmax { x, width, .. } => {
+            let (array, from) = rows(&x);
+            experts::softmax::expand(scope, array, to.array, base, from, width as u32);
+        }
+        Step::Choose { scores, bias, of, .. } => {
+            let ((array, from), has_bias) = (rows(&scores), bias.is_some());
+            // Numbers of experts have 32 bits, as the weights before them.
+            let out = args[to.row.arg].f32();
+            experts::choose::expand(scope, array, parameter(&bias, &scores), out, base, from, of, has_bias);
+        }
+        Step::Combine { y, w, each, stride, width, .. } => {
+            let ((y, from), (w, by)) = (rows(&y), rows(&w));
+            let spec = experts::Sum { from, by, each: each as u32, stride: stride as u32, width: width as u32 };
+            experts::combine::expand(scope, y, w, to.array, base, spec, grid);
         }
     }
 }

@@ -137,7 +137,7 @@ pub(super) fn head_norm<O: Float>(
 
 /// The sum of all threads of a block, the same in each.
 #[cube]
-fn block_sum(value: f32) -> f32 {
+pub(super) fn block_sum(value: f32) -> f32 {
     let warps = comptime!((THREADS / WARP) as usize);
     let mut shared = SharedMemory::<f32>::new(warps);
     let own = plane_sum(value);
