@@ -220,12 +220,20 @@ fn split<N: Size>(
         fence();
         let mut at = UNIT_POS_X;
         while at < SUMS {
-            let mut sum = 0.0f32;
-            #[unroll]
-            for part in 0..comptime!(plan.splits) {
-                sum += partials[((panel * comptime!(plan.splits) + part) * SUMS + at) as usize];
+            let token = at / ROWS;
+            let channel = panel * ROWS + at % ROWS;
+            // Not by `put`: for small groups `ptxas` then spills a register.
+            if token < tokens && channel < comptime!(spec.rows) {
+                let mut sum = 0.0f32;
+                #[unroll]
+                for part in 0..comptime!(plan.splits) {
+                    sum += partials[((panel * comptime!(plan.splits) + part) * SUMS + at) as usize];
+                }
+                if comptime!(plan.bias) {
+                    sum += bias[channel as usize];
+                }
+                y[(token * comptime!(spec.rows) + channel) as usize] = sum;
             }
-            put(y, bias, at / ROWS, tokens, panel * ROWS + at % ROWS, sum, comptime!(plan.bias), spec);
             at += comptime!(plan.warps * WARP);
         }
     }
