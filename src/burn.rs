@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use awqc_cuda::Nvrtc;
 use awqc_cuda::driver::Device;
 use awqc_exec::device::{self, DeviceError, DeviceSession};
 use awqc_exec::{Control, HostExecutor, Logits};
@@ -11,7 +10,7 @@ use awqc_ir::{Module, Op, Operand, Region, TensorSource};
 use awqc_passes::{Executor, Tensor};
 
 use crate::bench::Subject;
-use crate::device::nvrtc_folders;
+use crate::device::nvrtc;
 use crate::engine::Engine;
 use crate::failure::{Exit, Failure};
 use crate::model::Model;
@@ -70,7 +69,7 @@ impl ProfileOn {
 fn probe() -> Result<(), Failure> {
     // cudarc opens the library by its bare name alone, and gets one that is open already: so the folders that are
     // searched for the packed kernels' compiler serve burn's, too. It stays open to the end.
-    if let Ok(nvrtc) = Nvrtc::open(&nvrtc_folders()) {
+    if let Ok(nvrtc) = nvrtc(&[]) {
         std::mem::forget(nvrtc);
     }
     Ok(device::probe()?)
