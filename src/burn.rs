@@ -11,7 +11,7 @@ use awqc_passes::{Executor, Tensor};
 
 use crate::bench::Subject;
 use crate::device::nvrtc;
-use crate::engine::Engine;
+use crate::engine::{Engine, RunsOn};
 use crate::failure::{Exit, Failure};
 use crate::model::Model;
 
@@ -118,6 +118,10 @@ fn bytes_per_token(module: &Module) -> usize {
 }
 
 impl Engine for Burn {
+    fn runs_on(&self) -> RunsOn {
+        RunsOn { isa: "burn-cuda".into(), ..RunsOn::reference() }
+    }
+
     fn forward(&mut self, ids: &[i32], logits: Logits) -> Result<Tensor, Failure> {
         Ok(self.session.forward(ids, logits)?)
     }

@@ -15,8 +15,39 @@ use crate::model::Model;
 use crate::progress::say;
 use crate::target::Target;
 
+/// What computes, and with which numbers.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct RunsOn {
+    /// The instruction set, the device, or the executor.
+    pub isa: String,
+    /// What linears multiply.
+    pub act: &'static str,
+    /// What keys and values of earlier positions are kept as.
+    pub kv: &'static str,
+}
+
+impl RunsOn {
+    /// The reference meaning on the processor.
+    pub fn reference() -> Self {
+        Self { isa: "reference".into(), act: "f32", kv: "f32" }
+    }
+
+    /// The CPU kernels.
+    pub fn cpu(options: &Options) -> Self {
+        Self { isa: options.isa.name().into(), act: options.activations.name(), kv: options.cache.name() }
+    }
+
+    /// The kernels of a CUDA artefact.
+    pub fn cuda(session: &awqc_cuda::Session) -> Self {
+        Self { isa: session.device().name().into(), act: "f16", kv: "f16" }
+    }
+}
+
 /// A model that continues one sequence.
 pub trait Engine {
+    /// What computes.
+    fn runs_on(&self) -> RunsOn;
+
     /// The logits of `ids`, which continue what has been seen since the last reset: `[…, vocabulary]`.
     ///
     /// # Errors
@@ -54,6 +85,10 @@ pub trait Engine {
 }
 
 impl Engine for Session<Host> {
+    fn runs_on(&self) -> RunsOn {
+        RunsOn::reference()
+    }
+
     fn forward(&mut self, ids: &[i32], logits: Logits) -> Result<Tensor, Failure> {
         Ok(Self::forward(self, ids, logits)?)
     }
@@ -68,6 +103,10 @@ impl Engine for Session<Host> {
 }
 
 impl Engine for awqc_cpu::Session<'_> {
+    fn runs_on(&self) -> RunsOn {
+        RunsOn::cpu(self.options())
+    }
+
     fn forward(&mut self, ids: &[i32], logits: Logits) -> Result<Tensor, Failure> {
         Ok(Self::forward(self, ids, logits)?)
     }
@@ -78,6 +117,10 @@ impl Engine for awqc_cpu::Session<'_> {
 }
 
 impl Engine for awqc_cuda::Session {
+    fn runs_on(&self) -> RunsOn {
+        RunsOn::cuda(self)
+    }
+
     fn likeliest(&mut self, id: i32) -> Result<Option<i32>, Failure> {
         Ok(Some(self.next(id)?))
     }

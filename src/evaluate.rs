@@ -10,7 +10,7 @@ use awqc_passes::{ExecError, Tensor};
 use rayon::prelude::*;
 
 use crate::device::has_kernels;
-use crate::engine::{Engine, EngineArgs, Where, by_burn, engine, on_device, packed};
+use crate::engine::{Engine, EngineArgs, RunsOn, Where, by_burn, engine, on_device, packed};
 use crate::failure::{Exit, Failure};
 use crate::interrupt::Interrupt;
 use crate::logits::{Row, Saved, Saving};
@@ -43,6 +43,17 @@ pub struct Watched<'a> {
     pub quiet: bool,
 }
 
+/// What was measured, and what computed it.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Evaluation {
+    /// What ran the model.
+    #[serde(flatten)]
+    pub runs_on: RunsOn,
+    /// The figures.
+    #[serde(flatten)]
+    pub summary: Summary,
+}
+
 /// Measures `model` on windows of tokens: every token but a window's first is a target. With `save`, the model's logits
 /// are written to that file on the way, see [`crate::logits`].
 ///
@@ -57,7 +68,7 @@ pub fn evaluate(
     threads: usize,
     windows: &[Vec<i32>],
     watched: Watched<'_>,
-) -> Result<Summary, Failure> {
+) -> Result<Evaluation, Failure> {
     // Where a model's own kernels are on the device, what it is compared with runs on the processor as ever.
     let device = args.device.filter(|device| *device == Where::Host || !has_kernels(model));
     let others = &EngineArgs { device, ..args.clone() };
@@ -91,7 +102,8 @@ pub fn evaluate(
         (Against::Nothing | Against::Saved(_), None) => Reference::Nothing,
         (Against::Nothing | Against::Saved(_), Some(saved)) => Reference::Saved(saved),
     };
-    Ok(measure(scorer, reference, saving, windows, watched)?.summary())
+    let runs_on = scorer.runs_on();
+    Ok(Evaluation { runs_on, summary: measure(scorer, reference, saving, windows, watched)?.summary() })
 }
 
 /// The negative log likelihoods of windows under `module`, as the reference executor runs it.
@@ -232,6 +244,13 @@ impl<'a> Scorer<'a> {
             return Ok(Self::InTurn { session: engine(model, args, longest, threads, watched.interrupt)?, windows });
         }
         Ok(Self::Together(ready(&model.module, model.source.as_ref(), windows, label, watched)?))
+    }
+
+    fn runs_on(&self) -> RunsOn {
+        match self {
+            Self::Together(_) => RunsOn::reference(),
+            Self::InTurn { session, .. } => session.runs_on(),
+        }
     }
 
     /// All logits, cut into pieces, in order of window and position.

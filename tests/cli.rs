@@ -301,6 +301,10 @@ fn a_cpu_artefact_runs_on_packed_weights() {
     fs::write(&weights, &bytes).expect("written");
     let bench = json(&["bench", &out, "-p", "8", "-n", "4", "-r", "1", "--json"]);
     assert_eq!(bench["tests"][1]["test"], "tg4", "{bench}");
+    for (act, kv) in [("f32", "f32"), ("int8", "f16")] {
+        let found = json(&["eval", &out, "--ids", &ids, "--isa", "scalar", "--act", act, "--json", "-q"]);
+        assert_eq!((&found["isa"], &found["act"], &found["kv"]), (&"scalar".into(), &act.into(), &kv.into()));
+    }
     let done = awqc(&["eval", &out, "--ids", &ids, "--ctx", "3"]);
     assert_eq!(done.code, 2, "{}", done.err);
     assert!(done.err.contains("there is room for 3"), "{}", done.err);
@@ -309,6 +313,8 @@ fn a_cpu_artefact_runs_on_packed_weights() {
         (&["bench", &out, "-p", "0", "-n", "0"][..], 2, "measure nothing"),
         (&["bench", &out, "--isa", "scalar", "--act", "bf16"], 2, "made with amx, not with scalar"),
         (&["bench", "kernels", "--isa", "scalar", "--act", "bf16"], 2, "made with amx, not with scalar"),
+        (&["bench", "kernels", "-p", "5"], 2, "--prompt is for models"),
+        (&["bench", "kernels", "--kv", "f16"], 2, "--kv is for models"),
         (&["eval", &out, "--ids", &ids, "--ctx", "4611686018427387904"], 6, "there is no memory for the keys"),
     ] {
         let done = awqc(more);

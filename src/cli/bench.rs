@@ -10,7 +10,7 @@ use super::{Context, print_json};
 use crate::bandwidth::bandwidth;
 use crate::bench::{Row, Subject, Test, measure};
 use crate::device::has_kernels;
-use crate::engine::{EngineArgs, Where, burn, by_burn, cpu, device, on_device};
+use crate::engine::{Engine, EngineArgs, RunsOn, Where, burn, by_burn, cpu, device, on_device};
 use crate::failure::{Exit, Failure};
 use crate::model::Model;
 use crate::progress::{print, say};
@@ -21,18 +21,18 @@ use crate::rss;
 pub(super) struct Args {
     /// The model, or `kernels` for single products.
     model: PathBuf,
-    /// Tokens of the prompt; 0 leaves that test out.
-    #[arg(long, short = 'p', default_value_t = 512, value_name = "N")]
-    prompt: usize,
-    /// Tokens to generate; 0 leaves that test out.
-    #[arg(long, short = 'n', default_value_t = 128, value_name = "N")]
-    generate: usize,
-    /// Positions that are filled before generation starts.
-    #[arg(long, short = 'd', default_value_t = 0, value_name = "N")]
-    depth: usize,
-    /// Repetitions behind one warm-up.
-    #[arg(long, short = 'r', default_value_t = 5, value_name = "N")]
-    repetitions: usize,
+    /// Tokens of the prompt, 512 if not given; 0 leaves that test out.
+    #[arg(long, short = 'p', value_name = "N")]
+    prompt: Option<usize>,
+    /// Tokens to generate, 128 if not given; 0 leaves that test out.
+    #[arg(long, short = 'n', value_name = "N")]
+    generate: Option<usize>,
+    /// Positions that are filled before generation starts; none if not given.
+    #[arg(long, short = 'd', value_name = "N")]
+    depth: Option<usize>,
+    /// Repetitions behind one warm-up, 5 if not given.
+    #[arg(long, short = 'r', value_name = "N")]
+    repetitions: Option<usize>,
     /// How to print.
     #[arg(long, value_name = "md|csv|json", default_value = "md")]
     output: Output,
@@ -55,40 +55,59 @@ pub(super) enum Output {
     Json,
 }
 
+impl Args {
+    /// An error if something is asked of single products that only a model has.
+    fn refuse_for_kernels(&self) -> Result<(), Failure> {
+        let given = [
+            ("--prompt", self.prompt.is_some()),
+            ("--generate", self.generate.is_some()),
+            ("--depth", self.depth.is_some()),
+            ("--repetitions", self.repetitions.is_some()),
+            ("--ctx", self.engine.ctx.is_some()),
+            ("--kv", self.engine.kv.is_some()),
+            ("--pages", self.engine.pages.is_some()),
+        ];
+        match given.into_iter().find(|(_, given)| *given) {
+            Some((flag, _)) => Err(Failure::new(Exit::Usage, format!("{flag} is for models, not for single products"))),
+            None => Ok(()),
+        }
+    }
+}
+
 pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
-    if args.repetitions == 0 {
+    let output = if args.json { Output::Json } else { args.output };
+    if args.model.as_os_str() == "kernels" && !args.model.exists() {
+        args.refuse_for_kernels()?;
+        return kernels::run(context, &args.kernels, &args.engine, output);
+    }
+    args.kernels.refuse()?;
+    let (prompt, generate, depth) = (args.prompt.unwrap_or(512), args.generate.unwrap_or(128), args.depth.unwrap_or(0));
+    let repetitions = args.repetitions.unwrap_or(5);
+    if repetitions == 0 {
         return Err(Failure::new(Exit::Usage, "--repetitions 0 measures nothing"));
     }
-    let output = if args.json { Output::Json } else { args.output };
-    let kernels_only = args.model.as_os_str() == "kernels" && !args.model.exists();
-    if !kernels_only {
-        args.kernels.refuse()?;
-    }
-    if args.prompt == 0 && args.generate == 0 && !kernels_only {
+    if prompt == 0 && generate == 0 {
         return Err(Failure::new(Exit::Usage, "--prompt 0 and --generate 0 together measure nothing"));
-    }
-    if kernels_only {
-        return kernels::run(context, &args.kernels, &args.engine, output);
     }
     let begin = Instant::now();
     let model = Model::open(&args.model)?;
-    let room = args.depth.saturating_add(args.prompt.max(args.generate).max(1));
+    let room = depth.saturating_add(prompt.max(generate).max(1));
     let mut opened = open(context, args, &model, room)?;
     let session = opened.session.as_mut();
     session.run(&[0])?;
     let first_token = begin.elapsed().as_secs_f64();
     let bytes = session.bytes_per_token();
-    let tests = [Test::Prompt(args.prompt), Test::Generate(args.generate)];
+    let tests = [Test::Prompt(prompt), Test::Generate(generate)];
     let mut rows = Vec::new();
     for test in tests.into_iter().filter(|t| !matches!(t, Test::Prompt(0) | Test::Generate(0))) {
-        rows.push(measure(session, test, args.depth, args.repetitions, &context.interrupt)?);
+        rows.push(measure(session, test, depth, repetitions, &context.interrupt)?);
     }
-    let device_token_ms = match args.generate {
+    let device_token_ms = match generate {
         0 => None,
         _ => {
             session.reset();
-            if args.depth > 0 {
-                session.run(&vec![0; args.depth])?;
+            if depth > 0 {
+                session.run(&vec![0; depth])?;
             }
             session.device_seconds()?.map(|s| 1e3 * s)
         }
@@ -101,9 +120,9 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     match output {
         Output::Json => print_json(&json!({
             "model": name,
-            "isa": opened.runs_on,
-            "act": opened.act,
-            "kv": opened.kv,
+            "isa": opened.runs_on.isa,
+            "act": opened.runs_on.act,
+            "kv": opened.runs_on.kv,
             "threads": opened.threads,
             "bytes_per_token": bytes,
             "load_to_first_token_seconds": first_token,
@@ -139,9 +158,9 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
                 let number = |v: Option<f64>, digits: usize| v.map_or_else(String::new, |v| format!("{v:.digits$}"));
                 vec![
                     name.to_string(),
-                    opened.runs_on.clone(),
-                    opened.act.to_owned(),
-                    opened.kv.to_owned(),
+                    opened.runs_on.isa.clone(),
+                    opened.runs_on.act.to_owned(),
+                    opened.runs_on.kv.to_owned(),
                     opened.threads.to_string(),
                     r.test.clone(),
                     format!("{:.2}", r.tokens_per_second),
@@ -162,12 +181,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
 /// A model that is ready to be measured.
 struct Opened<'m> {
     session: Box<dyn Subject + 'm>,
-    /// The instruction set, or the device.
-    runs_on: String,
-    /// What packed linears multiply.
-    act: &'static str,
-    /// What keys and values are kept as.
-    kv: &'static str,
+    runs_on: RunsOn,
     threads: usize,
     /// What a device reaches by copying memory, in gigabytes a second; none if the processor runs the model.
     bandwidth: Option<f64>,
@@ -176,15 +190,15 @@ struct Opened<'m> {
 fn open<'m>(context: &Context, args: &Args, model: &'m Model, room: usize) -> Result<Opened<'m>, Failure> {
     if on_device(model, &args.engine) {
         let session = device(model, &args.engine, room)?;
-        let (runs_on, bandwidth) = (session.device().name().to_owned(), crate::device::bandwidth(session.device())?);
-        let bandwidth = Some(bandwidth);
-        return Ok(Opened { session: Box::new(session), runs_on, act: "f16", kv: "f16", threads: 1, bandwidth });
+        let (runs_on, bandwidth) = (session.runs_on(), Some(crate::device::bandwidth(session.device())?));
+        return Ok(Opened { session: Box::new(session), runs_on, threads: 1, bandwidth });
     }
     if by_burn(model, &args.engine) {
         let session = burn(model, &args.engine)?;
         let device = awqc_cuda::driver::Device::open(None)?;
-        let (runs_on, bandwidth) = (device.name().to_owned(), Some(crate::device::bandwidth(&device)?));
-        return Ok(Opened { session: Box::new(session), runs_on, act: "f32", kv: "f32", threads: 1, bandwidth });
+        let runs_on = RunsOn { isa: device.name().to_owned(), ..session.runs_on() };
+        let bandwidth = Some(crate::device::bandwidth(&device)?);
+        return Ok(Opened { session: Box::new(session), runs_on, threads: 1, bandwidth });
     }
     args.engine.refuse_device()?;
     if args.engine.device == Some(Where::Host) && has_kernels(model) {
@@ -194,15 +208,8 @@ fn open<'m>(context: &Context, args: &Args, model: &'m Model, room: usize) -> Re
         );
     }
     let session = cpu(model, &args.engine, room, context.threads)?.with_interrupt(context.interrupt.flag());
-    let options = *session.options();
-    Ok(Opened {
-        session: Box::new(session),
-        runs_on: options.isa.name().to_owned(),
-        act: options.activations.name(),
-        kv: options.cache.name(),
-        threads: options.threads,
-        bandwidth: None,
-    })
+    let (runs_on, threads) = (session.runs_on(), session.options().threads);
+    Ok(Opened { session: Box::new(session), runs_on, threads, bandwidth: None })
 }
 
 pub(super) fn table(output: Output, header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {

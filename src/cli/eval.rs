@@ -4,9 +4,8 @@ use std::path::PathBuf;
 
 use super::{Context, print_json};
 use crate::engine::EngineArgs;
-use crate::evaluate::{Against, Watched, evaluate};
+use crate::evaluate::{Against, Evaluation, Watched, evaluate};
 use crate::failure::{Exit, Failure};
-use crate::metrics::Summary;
 use crate::model::Model;
 use crate::progress::print;
 use crate::tokens::read_ids;
@@ -78,12 +77,13 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     }
     let watched = Watched { interrupt: &context.interrupt, quiet: context.quiet };
     let save = args.save_logits.as_deref();
-    let summary = evaluate(&model, reference, save, &args.engine, context.threads, &windows, watched)?;
+    let found = evaluate(&model, reference, save, &args.engine, context.threads, &windows, watched)?;
     if args.json {
-        print_json(&summary)?;
+        print_json(&found)?;
     } else {
-        print(&table(&summary));
+        print(&table(&found));
     }
+    let summary = &found.summary;
     match args.max_perplexity {
         Some(max) if summary.perplexity > max => {
             Err(Failure::new(Exit::Check, format!("the perplexity is {:.3}, above {max}", summary.perplexity)))
@@ -92,7 +92,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     }
 }
 
-fn table(s: &Summary) -> String {
+fn table(Evaluation { runs_on, summary: s }: &Evaluation) -> String {
     let pm = |error: Option<f64>, digits: usize| error.map_or_else(String::new, |e| format!(" ± {e:.digits$}"));
     let mut out = format!("perplexity      {:.4}{}", s.perplexity, pm(s.perplexity_error, 4));
     out += &format!(" over {} tokens in {} windows\n", s.tokens, s.windows);
@@ -104,5 +104,6 @@ fn table(s: &Summary) -> String {
         out +=
             &format!("same top token  {:.2}{} %\n", 100.0 * d.top1_agreement, pm(d.top1_error.map(|e| 100.0 * e), 2));
     }
+    out += &format!("computed by     {}, activations {}, cache {}\n", runs_on.isa, runs_on.act, runs_on.kv);
     out
 }
