@@ -141,8 +141,8 @@ pub fn bandwidth(device: &Device) -> Result<f64, Failure> {
 
 impl From<CudaError> for Failure {
     fn from(error: CudaError) -> Self {
-        let elsewhere = "run the artefact on a machine with an NVIDIA GPU and its driver, or here with --device host, \
-                         which decodes the weights and is slow";
+        let elsewhere = "run the artefact on a machine with an NVIDIA GPU and its driver; `run` and `eval` also take \
+                         --device host, which decodes the weights and is slow";
         match error {
             CudaError::Exec(e) => e.into(),
             CudaError::Arch(_) | CudaError::Unsupported(_) => Self::new(Exit::Unsupported, error),

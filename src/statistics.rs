@@ -3,12 +3,14 @@
 
 use std::path::{Path, PathBuf};
 
+use awqc_exec::HostExecutor;
 use awqc_passes::profile::store::{Recording, Replaying, StatsStore, from_tensors, to_tensors};
 use awqc_passes::{ExecError, Executor, InputStats, Tensor};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::Value as Json;
 
 use crate::failure::{Exit, Failure};
+use crate::model::Model;
 
 /// Where a compile takes the statistics of its activations from.
 #[derive(Clone, Debug, Default)]
@@ -22,16 +24,46 @@ pub enum Statistics {
     Load(PathBuf),
 }
 
+/// A number that hardly two models have in common: a checksum of the smallest weight of each region, mostly gains of norms,
+/// and of the smallest matrix of the first layer.
+///
+/// # Errors
+/// When a tensor cannot be read.
+fn signature(model: &Model) -> Result<Json, Failure> {
+    let exec = HostExecutor::new(model.source.clone());
+    let mut sum = crc32fast::Hasher::new();
+    let first = model.module.regions.iter().position(|r| r.name.is_layer());
+    for (i, region) in model.module.regions.iter().enumerate() {
+        let smallest = |rank: usize| {
+            let sizes = region.used_weights().into_iter().filter_map(|id| {
+                let shape = region.weight(id).ty.const_shape().filter(|s| s.len() >= rank)?;
+                Some((shape.iter().product::<usize>(), id))
+            });
+            sizes.min_by_key(|(size, _)| *size).map(|(_, id)| id)
+        };
+        for id in [smallest(1), smallest(2).filter(|_| Some(i) == first)].into_iter().flatten() {
+            for number in exec.realize(region, id)?.data {
+                sum.update(&number.to_le_bytes());
+            }
+        }
+    }
+    Ok(sum.finalize().into())
+}
+
 /// A folder of statistics.
 pub struct Folder {
     dir: PathBuf,
     replay: bool,
     /// What the statistics were gathered on, for the report.
     pub calibration: Json,
+    /// Whose they are, if that is known.
+    model: Json,
 }
 
 /// Says what the statistics were gathered on. It is written last: a folder without it is not complete.
 const INDEX: &str = "calibration.json";
+/// Its entry for the model's [`signature`].
+const MODEL: &str = "model";
 
 impl Folder {
     /// A new or empty folder for the statistics of `calibration`.
@@ -45,7 +77,7 @@ impl Folder {
             return Err(Failure::new(Exit::Usage, format!("{}: the folder is not empty", dir.display()))
                 .help("give --save-profile another folder, or read this one with --profile"));
         }
-        Ok(Self { dir: dir.to_owned(), replay: false, calibration })
+        Ok(Self { dir: dir.to_owned(), replay: false, calibration, model: Json::Null })
     }
 
     /// A folder that an earlier compile filled.
@@ -56,9 +88,24 @@ impl Folder {
         let index = dir.join(INDEX);
         let help = "give the folder that an earlier compile filled with --save-profile";
         let bytes = std::fs::read(&index).map_err(|e| Failure::io(&index, &e).help(help))?;
-        let calibration = serde_json::from_slice(&bytes)
+        let mut calibration: Json = serde_json::from_slice(&bytes)
             .map_err(|e| Failure::new(Exit::BadInput, format!("{}: {e}", index.display())).help(help))?;
-        Ok(Self { dir: dir.to_owned(), replay: true, calibration })
+        let model = calibration.as_object_mut().and_then(|entries| entries.remove(MODEL)).unwrap_or_default();
+        Ok(Self { dir: dir.to_owned(), replay: true, calibration, model })
+    }
+
+    /// The same folder as that of `model`'s statistics. One that does not say whose it holds is believed.
+    ///
+    /// # Errors
+    /// When it was filled for a model with another [`signature`], or a tensor cannot be read.
+    pub fn of(mut self, model: &Model) -> Result<Self, Failure> {
+        let own = signature(model)?;
+        if self.replay && self.model != own && !self.model.is_null() {
+            let message = format!("{}: these are the statistics of another model", self.dir.display());
+            return Err(Failure::new(Exit::BadInput, message).help("leave out --profile to calibrate this one"));
+        }
+        self.model = own;
+        Ok(self)
     }
 
     /// Puts this folder in front of `exec` while `work` runs.
@@ -76,7 +123,11 @@ impl Folder {
     pub fn finish(&self) -> Result<(), Failure> {
         match self.replay {
             true => Ok(()),
-            false => crate::files::write(&self.dir.join(INDEX), self.calibration.to_string().as_bytes()),
+            false => {
+                let mut index = self.calibration.clone();
+                index[MODEL] = self.model.clone();
+                crate::files::write(&self.dir.join(INDEX), index.to_string().as_bytes())
+            }
         }
     }
 

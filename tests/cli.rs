@@ -83,8 +83,12 @@ fn saved_statistics_stand_in_for_a_calibration_run() {
 
     let other = golden("gpt2");
     let done = awqc(&["compile", &other, "--group", "16", "--profile", &kept, "-o", &path(&dir, "d"), "-q"]);
-    assert_eq!(done.code, 1, "{}", done.err);
-    assert!(done.err.contains("statistics") && done.err.contains("calibrate again"), "{}", done.err);
+    assert_eq!(done.code, 4, "{}", done.err);
+    assert!(done.err.contains("the statistics of another model"), "{}", done.err);
+    let other = ["compile", &model, "--random-weights", "--profile", &kept, "-o", &path(&dir, "other"), "-q"];
+    let done = awqc(&other);
+    assert_eq!(done.code, 4, "{}", done.err);
+    assert!(done.err.contains("the statistics of another model"), "{}", done.err);
     let done = awqc(&compile(&model, &ids, &path(&dir, "e"), &["--save-profile", &kept]));
     assert_eq!(done.code, 2, "{}", done.err);
     assert!(done.err.contains("not empty"), "{}", done.err);
@@ -203,6 +207,9 @@ fn errors_have_their_code_and_leave_nothing_behind() {
     let passes = |text| ["compile", &model, "--calib-ids", &ids, "-o", &out, "-q", "--passes", text];
     fails(&passes("profile,awq-scal"), 2, "did you mean `awq-scale`");
     fails(&passes("quantize{bitz=4}"), 2, "did you mean `bits`");
+    fails(&passes("awq-scale,profile,quantize"), 2, "put `profile` before it");
+    fails(&compile(&model, &ids, &out, &["--target", "cuda-sm89", "--nvrtc", "no-such-folder"]), 2, "no-such-folder: ");
+    fails(&compile(&model, &ids, &out, &["--threads", "0"]), 2, "a positive number is needed");
     fails(&[&passes("quantize")[..], &["--bits", "3"]].concat(), 2, "quantize{SCHEME}");
     fails(&["compile", "examples/block.awqir", "-o", &out], 4, "no tensors");
     fails(&compile(&golden("llama"), &ids, &golden("llama"), &["--force"]), 2, "is not replaced");

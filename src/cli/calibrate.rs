@@ -14,7 +14,7 @@ pub(super) struct CalibrationArgs {
     /// Token ids to calibrate on: `input_ids`, [windows, length], of a safetensors file.
     #[arg(long, value_name = "FILE", conflicts_with = "calib")]
     calib_ids: Option<PathBuf>,
-    /// At most so many calibration windows.
+    /// At most so many calibration windows; 64 if not given, for `explain` 4.
     #[arg(long, value_name = "N")]
     samples: Option<usize>,
     /// Tokens in a calibration window.

@@ -39,7 +39,7 @@ struct Cli {
     command: Command,
     /// Threads to use; one for each core if not given, and never more than the machine runs at once. Results do not depend
     /// on it.
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", value_parser = threads)]
     threads: Option<usize>,
     /// Show no progress.
     #[arg(long, short, global = true)]
@@ -131,6 +131,11 @@ pub fn main(registry: Registry) -> ExitCode {
 }
 
 /// Prints a JSON object as the one line of output.
+fn threads(text: &str) -> Result<usize, String> {
+    let n = text.parse::<usize>().ok().filter(|n| *n > 0);
+    n.ok_or_else(|| format!("`{text}`: a positive number is needed"))
+}
+
 fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string(value).map_err(|e| Failure::new(Exit::Failed, e))?;
     crate::progress::print(&format!("{text}\n"));

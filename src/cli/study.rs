@@ -284,7 +284,7 @@ fn open(common: &Common) -> Result<Model, Failure> {
 /// The statistics to use, and the tokens by which another choice is noticed.
 fn calibrated(context: &Context, model: &Model, args: &Calibrate) -> Result<(Calibrated, Vec<Vec<i32>>), Failure> {
     if let Some(dir) = &args.profile {
-        let folder = Folder::open(dir)?;
+        let folder = Folder::open(dir)?.of(model)?;
         let of = folder.calibration.to_string().bytes().map(i32::from).collect();
         return Ok((Calibrated::Folder(folder), vec![of]));
     }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use awqc_cuda::CudaError;
 use awqc_cuda::arch::Arch;
 use awqc_frontends::{CONFIG, Kind};
 use awqc_ir::{Op, Operand, Quant};
@@ -29,7 +30,10 @@ pub(super) fn kernels(request: &Request<'_>, model: &Model, widths: &[u8]) -> Re
     }
     if request.target.cuda.is_some() && !request.nvrtc.is_empty() {
         // Who names its folder wants machine code, not a note at the end that there is none.
-        nvrtc(request.nvrtc)?;
+        let folders: Vec<String> = request.nvrtc.iter().map(|f| f.display().to_string()).collect();
+        let named = |e: CudaError| Failure::new(Exit::Usage, format!("--nvrtc {}: {e}", folders.join(", ")));
+        nvrtc(request.nvrtc)
+            .map_err(|e| named(e).help("leave it out: the artefact then has the kernels' text alone"))?;
     }
     if let (Some(sm), None) = (request.target.cuda, &request.pipeline) {
         Arch::find(sm)?;
@@ -41,6 +45,20 @@ pub(super) fn kernels(request: &Request<'_>, model: &Model, widths: &[u8]) -> Re
         }
     }
     Ok(())
+}
+
+/// Searches that have nothing to go by would do nothing.
+///
+/// # Errors
+/// When one of them comes before `profile`, or without it.
+pub(super) fn searches_profiled(pipeline: &str) -> Result<(), Failure> {
+    let Ok(Pipeline { steps }) = pipeline.parse::<Pipeline>() else { return Ok(()) };
+    let profile = steps.iter().position(|s| s.name == Profile::NAME).unwrap_or(usize::MAX);
+    let early = steps.iter().take(profile).find(|s| [AwqScale::NAME, AwqClip::NAME].contains(&s.name.as_str()));
+    early.map_or(Ok(()), |step| {
+        Err(Failure::new(Exit::Usage, format!("`{}` needs the statistics of the activations", step.name))
+            .help("put `profile` before it in --passes"))
+    })
 }
 
 /// The failure to open `model`, with what can be done where there is a configuration and nothing else.

@@ -97,6 +97,7 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     let tuning = Tuning::of(&pipeline)?;
     let allocation = Allocation::of(&pipeline)?;
     let first = 0..tuning.as_ref().map_or(usize::MAX, |t| t.at);
+    checks::searches_profiled(&pipeline)?;
     if propagates(&pipeline) {
         checks::own_statistics(&request.statistics)?;
     }
@@ -142,8 +143,8 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     });
     let mut statistics = match &request.statistics {
         Statistics::Gather => None,
-        Statistics::Save(dir) => Some(Folder::create(dir, calibrated.clone())?),
-        Statistics::Load(dir) => Some(Folder::open(dir)?),
+        Statistics::Save(dir) => Some(Folder::create(dir, calibrated.clone())?.of(&model)?),
+        Statistics::Load(dir) => Some(Folder::open(dir)?.of(&model)?),
     };
     let calibrated = statistics.as_ref().map_or(calibrated, |s| s.calibration.clone());
     let Model { mut module, source, .. } = model;
