@@ -15,6 +15,7 @@ use awqc::passes::{Afterwards, Executor};
 use serde_json::Value as Json;
 
 use crate::emulator::{Emulator, on_device};
+use crate::gpu::Done;
 use crate::models::{Expected, largest_difference};
 
 /// Says to a process that the emulator is its driver.
@@ -129,25 +130,9 @@ fn statistics_are_those_of_the_host() {
     with_device("statistics_are_those_of_the_host", || ["llama", "mixtral"].into_iter().for_each(statistics));
 }
 
-/// What the program does.
-struct Done {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-impl Done {
-    fn json(&self) -> Json {
-        assert_eq!(self.code, 0, "{}", self.err);
-        serde_json::from_str(&self.out).expect("JSON")
-    }
-}
-
 fn awqc(emulator: &Emulator, args: &[&str], settings: &[(&str, &str)]) -> Done {
     let mut command = beside(emulator, Path::new(env!("CARGO_BIN_EXE_awqc")));
-    let out = command.args(args).envs(settings.iter().copied()).output().expect("the program starts");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-    Done { code: out.status.code().expect("an exit code"), out: text(out.stdout), err: text(out.stderr) }
+    Done::of(command.args(args).envs(settings.iter().copied()))
 }
 
 #[test]

@@ -8,14 +8,22 @@ use serde_json::Value as Json;
 use crate::emulator::Emulator;
 
 /// What the program does.
-struct Done {
-    code: i32,
-    out: String,
-    err: String,
+pub(crate) struct Done {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
 impl Done {
-    fn json(&self) -> Json {
+    /// Runs a command.
+    pub(crate) fn of(command: &mut Command) -> Self {
+        let out = command.output().expect("the program starts");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+        Self { code: out.status.code().expect("an exit code"), out: text(out.stdout), err: text(out.stderr) }
+    }
+
+    /// What a command that ended well says.
+    pub(crate) fn json(&self) -> Json {
         assert_eq!(self.code, 0, "{}", self.err);
         serde_json::from_str(&self.out).expect("JSON")
     }
@@ -23,15 +31,9 @@ impl Done {
 
 /// Runs the program with the emulator as the system's driver and compiler.
 fn awqc(emulator: &Emulator, args: &[&str], settings: &[(&str, &str)]) -> Done {
-    let out = Command::new(env!("CARGO_BIN_EXE_awqc"))
-        .args(args)
-        .env("LD_LIBRARY_PATH", emulator.folder())
-        .env("AWQC_NVRTC", emulator.folder())
-        .envs(settings.iter().copied())
-        .output()
-        .expect("the program starts");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-    Done { code: out.status.code().expect("an exit code"), out: text(out.stdout), err: text(out.stderr) }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_awqc"));
+    command.env("LD_LIBRARY_PATH", emulator.folder()).env("AWQC_NVRTC", emulator.folder());
+    Done::of(command.args(args).envs(settings.iter().copied()))
 }
 
 #[test]

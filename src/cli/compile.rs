@@ -80,8 +80,8 @@ pub(super) struct Args {
     /// Take the statistics of the activations from this folder instead of running calibration text.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["calib", "calib_ids"])]
     profile: Option<PathBuf>,
-    /// Random weights: MODEL is a `config.json` or the folder of one, and no weights are read. To measure a shape. Without a tokenizer there, give
-    /// --method rtn, or token ids with --calib-ids.
+    /// Random weights: MODEL is a `config.json` or the folder of one, and no weights are read. To measure a shape. Without
+    /// a tokenizer there, give --method rtn, or token ids with --calib-ids.
     #[arg(long, value_name = "SEED", num_args = 0..=1, require_equals = true, default_missing_value = "0")]
     random_weights: Option<u64>,
     /// Print the error that rounding made in each linear's output, in percent of the output's energy on the calibration

@@ -139,7 +139,7 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
         "source": request.calibration.describe(),
         "windows": windows.len(),
         "tokens": windows.iter().map(Vec::len).sum::<usize>(),
-        "profiled_on": request.profile_on.name(),
+        "profiled_on": (!windows.is_empty()).then(|| request.profile_on.name()),
     });
     let mut statistics = match &request.statistics {
         Statistics::Gather => None,

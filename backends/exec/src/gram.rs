@@ -11,6 +11,20 @@ const TILE: usize = 256;
 /// Rows whose |x| are added in f32 before they go to the f64 total.
 const ROWS: usize = 256;
 
+/// Which rows are sampled: one of so many, so that `tokens` give about `samples`.
+pub(crate) fn stride(tokens: u64, samples: usize) -> u64 {
+    tokens.div_ceil(samples.max(1) as u64).max(1)
+}
+
+/// Makes a `[c,c]` matrix symmetric: its upper triangle decides.
+pub(crate) fn mirror(gram: &mut [f32], c: usize) {
+    for i in 0..c {
+        for j in 0..i {
+            gram[i * c + j] = gram[j * c + i];
+        }
+    }
+}
+
 /// One block of the upper triangle.
 struct Tile {
     row: usize,
@@ -53,7 +67,7 @@ impl Accumulator {
             sum_abs: vec![0.0; channels],
             max_abs: vec![0.0; channels],
             sample: Vec::new(),
-            stride: tokens.div_ceil(samples.max(1) as u64).max(1),
+            stride: stride(tokens, samples),
         }
     }
 
@@ -99,12 +113,8 @@ impl Accumulator {
                 }
             }
         }
-        // The upper triangle decides, also inside the tiles on the diagonal.
-        for i in 0..c {
-            for j in 0..i {
-                gram[i * c + j] = gram[j * c + i];
-            }
-        }
+        // Also inside the tiles on the diagonal.
+        mirror(&mut gram, c);
         let n = (self.tokens as f64).max(1.0);
         InputStats {
             tokens: self.tokens,

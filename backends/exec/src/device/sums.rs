@@ -6,6 +6,7 @@ use burn_backend::tensor::FloatTensor;
 use burn_backend::{Backend, Slice, TensorMetadata};
 
 use crate::calibrate::{Rows, Sums};
+use crate::gram::{mirror, stride};
 use crate::interp::ops::shape::narrow;
 use crate::interp::{ExecBackend, Val};
 
@@ -58,7 +59,7 @@ fn rows<B: Backend>(parts: Vec<FloatTensor<B>>) -> Result<Tensor, ExecError> {
 
 impl<B: ExecBackend> Sums<B> for DeviceSums<B> {
     fn new(channels: usize, tokens: u64, samples: usize) -> Self {
-        let stride = tokens.div_ceil(samples.max(1) as u64).max(1);
+        let stride = stride(tokens, samples);
         let (sum_abs, max_abs, sample) = (Vec::new(), Vec::new(), Vec::new());
         Self { channels, tokens: 0, stride, gram: None, sum_abs, max_abs, sample }
     }
@@ -81,12 +82,7 @@ impl<B: ExecBackend> Sums<B> for DeviceSums<B> {
         let c = self.channels;
         let gram = self.gram.map(|g| Val::<B>::Float(g).to_tensor()).transpose()?;
         let mut gram = gram.map_or_else(|| vec![0.0; c * c], |g| g.data);
-        // The upper triangle decides.
-        for i in 0..c {
-            for j in 0..i {
-                gram[i * c + j] = gram[j * c + i];
-            }
-        }
+        mirror(&mut gram, c);
         let (mut sums, mut maxima) = (vec![0.0f64; c], vec![0.0f32; c]);
         for row in rows::<B>(self.sum_abs)?.data.chunks_exact(c.max(1)) {
             sums.iter_mut().zip(row).for_each(|(a, b)| *a += f64::from(*b));
