@@ -157,7 +157,7 @@ pub struct EngineArgs {
     /// with amx bf16: bf16 for prompts, int8 for few tokens.
     #[arg(long, value_name = "int8|bf16|f32", value_parser = activations)]
     pub act: Option<Activations>,
-    /// Where packed weights live: copied to huge pages, which is the default and decodes faster, or in the mapped file,
+    /// Where packed weights live: copied to huge pages, which is the default and decodes large models faster, or in the mapped file,
     /// which loads faster and is shared between processes.
     #[arg(long, value_name = "huge|map", value_parser = pages)]
     pub pages: Option<Pages>,
