@@ -114,7 +114,8 @@ fn bytes_per_token(module: &Module) -> usize {
         let used = region.used_weights().into_iter().filter(|w| !tables.contains(&Operand::Weight(*w)));
         used.map(read).sum::<u64>()
     };
-    4 * module.regions.iter().map(of).sum::<u64>() as usize
+    let (_, text) = module.eye_and_text();
+    4 * text.iter().map(of).sum::<u64>() as usize
 }
 
 impl Engine for Burn {

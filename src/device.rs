@@ -158,7 +158,7 @@ impl From<CudaError> for Failure {
                 .help(format!("name its folder with --nvrtc (compile) or in {NVRTC}")),
             CudaError::Memory { .. } => Self::new(Exit::Memory, error)
                 .help("make room for fewer positions with --ctx, or compile the model to fewer bits"),
-            CudaError::Artefact(_) => Self::new(Exit::BadInput, error),
+            CudaError::Artefact(_) | CudaError::Images(_) => Self::new(Exit::BadInput, error),
             CudaError::Context { .. } => {
                 Self::new(Exit::Usage, error).help("make room with --ctx, or give a shorter prompt")
             }

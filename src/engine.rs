@@ -2,7 +2,7 @@
 //! reference executor, on the processor or, through burn-cuda, on the device.
 
 use awqc_cpu::{Activations, CacheNumbers, CpuError, Isa, Options, Pages};
-use awqc_exec::{Host, Logits, Session};
+use awqc_exec::{Eye, Host, Logits, Session};
 use awqc_ir::verify::verify;
 use awqc_ir::{Layout, WeightExpr};
 use awqc_passes::Tensor;
@@ -74,11 +74,8 @@ pub trait Engine {
     /// Begins a text with images, `[N,C,H,W]`.
     ///
     /// # Errors
-    /// When the engine's kernels, or the model, take none.
-    fn see(&mut self, _pixels: Tensor) -> Result<(), Failure> {
-        Err(Failure::new(Exit::Unsupported, "the kernels that run this model take no images")
-            .help("compile the model for the target `reference`"))
-    }
+    /// When the model takes none, or others.
+    fn see(&mut self, pixels: Tensor) -> Result<(), Failure>;
 
     /// Forgets all earlier positions, and images.
     fn reset(&mut self);
@@ -102,39 +99,63 @@ impl Engine for Session<Host> {
     }
 }
 
-impl Engine for awqc_cpu::Session<'_> {
-    fn runs_on(&self) -> RunsOn {
-        RunsOn::cpu(self.options())
-    }
+/// A text by kernels, and a model whose eye looks at images: on the processor, in f32.
+struct WithEye<'m, S> {
+    session: S,
+    model: &'m Model,
+}
 
-    fn forward(&mut self, ids: &[i32], logits: Logits) -> Result<Tensor, Failure> {
-        Ok(Self::forward(self, ids, logits)?)
-    }
-
-    fn reset(&mut self) {
-        Self::reset(self);
+impl<S> WithEye<'_, S> {
+    /// What the eye makes of images. Its weights are read, and given up again: there is one text with these images.
+    fn look(&self, pixels: Tensor) -> Result<Tensor, Failure> {
+        let module = verify(&self.model.module).map_err(|d| Failure::new(Exit::BadInput, d))?;
+        let eye = Eye::<Host>::open(module, self.model.source.as_ref(), Default::default())?;
+        let eye = eye.ok_or_else(|| Failure::new(Exit::Usage, "the model takes text alone, no images"))?;
+        Ok(eye.see(pixels, &mut |_, _| Ok(()))?.to_tensor()?)
     }
 }
 
-impl Engine for awqc_cuda::Session {
+impl Engine for WithEye<'_, awqc_cpu::Session<'_>> {
     fn runs_on(&self) -> RunsOn {
-        RunsOn::cuda(self)
-    }
-
-    fn likeliest(&mut self, id: i32) -> Result<Option<i32>, Failure> {
-        Ok(Some(self.next(id)?))
-    }
-
-    fn largest(&mut self, id: i32, count: usize) -> Result<Option<Vec<(usize, f32)>>, Failure> {
-        Ok(Self::largest(self, id, count)?)
+        RunsOn::cpu(self.session.options())
     }
 
     fn forward(&mut self, ids: &[i32], logits: Logits) -> Result<Tensor, Failure> {
-        Ok(Self::forward(self, ids, logits)?)
+        Ok(self.session.forward(ids, logits)?)
+    }
+
+    fn see(&mut self, pixels: Tensor) -> Result<(), Failure> {
+        Ok(self.session.see(self.look(pixels)?)?)
     }
 
     fn reset(&mut self) {
-        Self::reset(self);
+        self.session.reset();
+    }
+}
+
+impl Engine for WithEye<'_, awqc_cuda::Session> {
+    fn runs_on(&self) -> RunsOn {
+        RunsOn::cuda(&self.session)
+    }
+
+    fn likeliest(&mut self, id: i32) -> Result<Option<i32>, Failure> {
+        Ok(Some(self.session.next(id)?))
+    }
+
+    fn largest(&mut self, id: i32, count: usize) -> Result<Option<Vec<(usize, f32)>>, Failure> {
+        Ok(self.session.largest(id, count)?)
+    }
+
+    fn forward(&mut self, ids: &[i32], logits: Logits) -> Result<Tensor, Failure> {
+        Ok(self.session.forward(ids, logits)?)
+    }
+
+    fn see(&mut self, pixels: Tensor) -> Result<(), Failure> {
+        Ok(self.session.see(&self.look(pixels)?)?)
+    }
+
+    fn reset(&mut self) {
+        self.session.reset();
     }
 }
 
@@ -295,14 +316,15 @@ pub fn engine<'m>(
     interrupt: &Interrupt,
 ) -> Result<Box<dyn Engine + 'm>, Failure> {
     if on_device(model, args) {
-        return Ok(Box::new(device(model, args, context)?));
+        return Ok(Box::new(WithEye { session: device(model, args, context)?, model }));
     }
     if by_burn(model, args) {
         return Ok(Box::new(burn(model, args)?));
     }
     if packed(model) {
         args.refuse_device()?;
-        return Ok(Box::new(cpu(model, args, context, threads)?.with_interrupt(interrupt.flag())));
+        let session = cpu(model, args, context, threads)?.with_interrupt(interrupt.flag());
+        return Ok(Box::new(WithEye { session, model }));
     }
     args.refuse()?;
     let module = verify(&model.module).map_err(|d| Failure::new(Exit::BadInput, d))?;
@@ -365,6 +387,7 @@ impl From<CpuError> for Failure {
             CpuError::Context { .. } => {
                 Self::new(Exit::Usage, error).help("make room with --ctx, or give a shorter prompt")
             }
+            CpuError::Images(_) => Self::new(Exit::BadInput, error),
             CpuError::Empty => Self::new(Exit::Usage, error),
             CpuError::Index { .. } => Self::new(Exit::BadInput, error).help("is the tokenizer that of this model?"),
         }

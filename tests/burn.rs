@@ -198,6 +198,18 @@ fn what_is_missing_is_said_before_any_work() {
         }
         assert!(!Path::new(&out).exists(), "{setting:?}");
     }
+    // A driver without a compiler beside it, unless the machine has one where every program finds it.
+    if awqc::device::nvrtc(&[]).is_err() {
+        let emulator = Emulator::emulated([]);
+        for args in [&compile[..], &eval] {
+            let done = awqc(&emulator, args, &[]);
+            assert_eq!(done.code, 3, "{}", done.err);
+            let message =
+                "(libnvrtc), was not found; burn-cuda compiles its kernels with it\nhelp: install the CUDA toolkit";
+            assert!(done.err.contains(message), "{}", done.err);
+        }
+        assert!(!Path::new(&out).exists());
+    }
     let done = awqc(&emulator, &[&eval[..], &["--kv", "f16"]].concat(), &[]);
     assert_eq!(done.code, 2, "{}", done.err);
     assert!(done.err.contains("--kv is for models that run on the processor"), "{}", done.err);

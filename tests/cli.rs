@@ -161,7 +161,7 @@ fn experts_are_written_to_an_autoawq_folder_one_by_one_and_packed_for_cpus() {
 #[test]
 fn a_cpu_target_refuses_what_it_has_no_kernels_for_before_work_is_lost() {
     let dir = scratch();
-    let (model, ids, out) = (golden("llava"), golden("llama/expected.safetensors"), path(&dir, "out"));
+    let (model, ids, out) = (golden("openflamingo"), golden("llama/expected.safetensors"), path(&dir, "out"));
     let args = ["compile", &model, "--target", "cpu-native", "--group", "8", "--calib-ids", &ids, "-o", &out, "-q"];
     let done = awqc(&args);
     assert_eq!(done.code, 3, "{}", done.err);

@@ -10,28 +10,30 @@ use awqc::compile::{Request, compile};
 use awqc::cuda::{Lowered, Session, lower};
 use awqc::exec::Logits;
 use awqc::exec::emit::Existing;
-use awqc::generate::session;
 use awqc::interrupt::Interrupt;
 use awqc::ir::verify::verify;
-use awqc::ir::{Group, Quant};
+use awqc::ir::{Group, Op, Quant};
 use awqc::model::Model;
 use awqc::standard::registry;
 use awqc::statistics::Statistics;
 use awqc::target::{Method, Target};
 use awqc::watch::Watch;
 
+use crate::cli::{path, scratch};
 use crate::emulator::{Emulator, arch};
-use crate::models::{Expected, float_folders, largest_difference, name};
+use crate::images::{photo, ready};
+use crate::models::{Expected, float_folders, largest_difference, name, reference, seen};
 
 /// The fusions and the layout, with or without quantization.
 const FLOAT: &str = "canonicalize,dce,fuse-qkv,fuse-gate-up,fuse-norm,fuse-rope,fuse-swiglu,dce";
 const PACKED: &str = "canonicalize,dce,quantize{SCHEME},fuse-qkv,fuse-gate-up,fuse-norm,fuse-rope,fuse-swiglu,dce,\
                       pack{layout=mma16}";
 
-/// Why a model is refused, if it is: there are no kernels for images.
+/// Why a model is refused, if it is: there are no kernels for text that attends to images.
 fn refused(folder: &Path) -> Option<&'static str> {
     let model = Model::open(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
-    model.module.images().map(|_| "models that take images have no kernels here")
+    let mut ops = model.module.regions.iter().flat_map(|r| r.nodes()).map(|(_, n)| &n.op);
+    ops.any(|op| matches!(op, Op::CrossSdpa(_))).then_some("attention of a text to images has no kernels here")
 }
 
 /// Compiles a golden into `out` and opens the artefact; nothing if it is refused as it has to be.
@@ -86,34 +88,39 @@ fn compare(folders: &[PathBuf], pipeline: &str, quant: Quant, bound: f32) {
     let plans: Vec<Lowered> = models.iter().map(|(_, m, _)| lowered(m)).collect();
     let emulator = Emulator::build(plans.iter().flat_map(|p| &p.kernels));
     for ((name, model, expected), lowered) in models.iter().zip(plans) {
-        let ids = expected.ids().remove(0);
+        let (ids, text) = (expected.ids().remove(0), expected.text().remove(0));
+        let rows = seen(model, expected);
         let image = |kernel: &str| emulator.image(kernel);
         let mut cuda = Session::new(lowered.plan, model.source.as_ref(), image, emulator.device(), 64)
             .unwrap_or_else(|e| panic!("{name}: {e}"));
-        let reference = |ids: &[i32], logits| {
-            session(model).and_then(|mut s| Ok(s.forward(ids, logits)?)).unwrap_or_else(|e| panic!("{name}: {e}"))
+        let begin = |cuda: &mut Session| match &rows {
+            Some(rows) => cuda.see(rows).unwrap_or_else(|e| panic!("{name}: {e}")),
+            None => cuda.reset(),
         };
         let want = match pipeline == FLOAT {
             true => expected.floats["logits"].1[..ids.len() * cuda.plan().vocabulary].to_vec(),
-            false => reference(&ids, Logits::All).data,
+            false => {
+                reference(model, expected).forward(&ids, Logits::All).unwrap_or_else(|e| panic!("{name}: {e}")).data
+            }
         };
+        begin(&mut cuda);
         let scale = want.iter().fold(1.0f32, |m, v| m.max(v.abs()));
         let got = cuda.forward(&ids, Logits::All).unwrap_or_else(|e| panic!("{name}: {e}"));
         let worst = largest_difference(&got.data, &want);
         assert!(worst <= bound * scale, "{name}: logits differ by {worst} of {scale}");
 
         // Step by step, as the reference takes them: some frequencies depend on the length.
-        cuda.reset();
-        let mut steps = session(model).unwrap_or_else(|e| panic!("{name}: {e}"));
-        for (i, part) in [&ids[..ids.len() - 2], &ids[..1], &ids[1..2], &ids[2..3]].into_iter().enumerate() {
+        begin(&mut cuda);
+        let mut steps = reference(model, expected);
+        for (i, part) in [&ids[..ids.len() - 2], &text[..1], &text[1..2], &text[2..3]].into_iter().enumerate() {
             let got = cuda.forward(part, Logits::Last).unwrap_or_else(|e| panic!("{name}: {e}"));
             let want = steps.forward(part, Logits::Last).unwrap_or_else(|e| panic!("{name}: {e}"));
             let worst = largest_difference(&got.data, &want.data);
             assert!(worst <= bound * scale, "{name}: part {i} differs by {worst} of {scale}");
         }
         // The device chooses the token with the largest logit.
-        let logits = steps.forward(&ids[3..4], Logits::Last).unwrap_or_else(|e| panic!("{name}: {e}"));
-        let next = cuda.next(ids[3]).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let logits = steps.forward(&text[3..4], Logits::Last).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let next = cuda.next(text[3]).unwrap_or_else(|e| panic!("{name}: {e}"));
         let largest = logits.data.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v));
         assert!(
             logits.data[next as usize] >= largest - 2.0 * bound * scale,
@@ -123,15 +130,16 @@ fn compare(folders: &[PathBuf], pipeline: &str, quant: Quant, bound: f32) {
         // And those with the largest ones, in order.
         let logits = {
             cuda.reset();
-            cuda.forward(&ids[..1], Logits::Last).unwrap_or_else(|e| panic!("{name}: {e}")).data
+            cuda.forward(&text[..1], Logits::Last).unwrap_or_else(|e| panic!("{name}: {e}")).data
         };
         cuda.reset();
         let count = 5.min(logits.len() - 1);
-        let largest = cuda.largest(ids[0], count).unwrap_or_else(|e| panic!("{name}: {e}")).expect("few are asked for");
+        let largest =
+            cuda.largest(text[0], count).unwrap_or_else(|e| panic!("{name}: {e}")).expect("few are asked for");
         let mut sorted: Vec<(usize, f32)> = logits.iter().copied().enumerate().collect();
         sorted.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         assert_eq!(largest, sorted[..count], "{name}");
-        assert_eq!(cuda.largest(ids[0], logits.len()).expect("nothing is computed"), None, "{name}");
+        assert_eq!(cuda.largest(text[0], logits.len()).expect("nothing is computed"), None, "{name}");
         assert_eq!(cuda.position(), 1, "{name}");
     }
 }
@@ -153,6 +161,8 @@ fn packed_models_compute_what_the_reference_does() {
         ("qwen2_moe", 4, 32),
         ("deepseek_v3", 8, 16),
         ("phimoe", 3, 16),
+        ("llava", 4, 16),
+        ("vila", 4, 32),
     ] {
         compare(&some(name), PACKED, Quant { bits, symmetric: bits == 3, group: Group::Size(group) }, 3e-3);
     }
@@ -254,6 +264,40 @@ fn the_program_compiles_and_runs_mixtures_of_experts() {
         assert_eq!(done.code, 0, "{model}: {}", done.err);
         assert!(done.out.contains("tg3"), "{model}: {}", done.out);
     }
+}
+
+/// The eye looks at images on the processor; the text behind it runs on the device.
+#[test]
+fn the_program_shows_images_to_a_model_on_the_device() {
+    let dir = scratch();
+    let (model, ids) = ready(&dir, "llava");
+    let (out, images) = (path(&dir, "out"), [photo(&dir, "a.png"), photo(&dir, "bcd.png")]);
+    let none = Emulator::emulated([]);
+    let compile = ["compile", &model, "--target", "cuda-sm89", "--calib-ids", &ids, "--group", "16", "-o", &out];
+    let done = awqc(&compile, &none, &[]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    let lowered = lowered(&Model::open(Path::new(&out)).expect("an artefact"));
+    let emulator = Emulator::emulated(&lowered.kernels);
+    for kernel in &lowered.kernels {
+        fs::write(Path::new(&out).join(format!("kernels/{}.cubin", kernel.name)), b"none").expect("written");
+    }
+    let run = |device: &str, images: &[String]| {
+        let prompt = ["run", &out, "--prompt", "w5 <image> w6 w7", "--max-tokens", "6", "--json", "-q"];
+        let images: Vec<&str> = images.iter().flat_map(|image| ["--image", image]).collect();
+        awqc(&[&prompt[..], &["--device", device], &images].concat(), &emulator, &[])
+    };
+    let mut texts = Vec::new();
+    for image in &images {
+        let [cuda, host] = ["cuda", "host"].map(|device| run(device, std::slice::from_ref(image)));
+        assert_eq!((cuda.code, host.code), (0, 0), "{}{}", cuda.err, host.err);
+        assert_eq!(cuda.out, host.out);
+        texts.push(cuda.out);
+    }
+    assert_ne!(texts[0], texts[1], "the image makes no difference");
+    let args = ["run", &out, "--prompt", "w1 w159", "--max-tokens", "2", "--device", "cuda"];
+    let done = awqc(&args, &emulator, &[]);
+    assert_eq!(done.code, 4, "{}", done.err);
+    assert!(done.err.contains("1 image tokens (159), 0 images"), "{}", done.err);
 }
 
 #[test]

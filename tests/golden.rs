@@ -7,7 +7,7 @@ use awqc::ir::Region;
 use awqc::model::Model;
 use awqc::sample::Sampling;
 
-use crate::models::{Expected, folders, largest_difference, name};
+use crate::models::{Expected, folders, largest_difference, name, reference};
 
 /// A wrong epsilon gives 2e-4, the wrong form of gelu 1e-3: a looser bound would hide them.
 const BOUND: f32 = 1e-4;
@@ -77,10 +77,7 @@ fn greedy_continuations_agree_token_for_token() {
             }
         };
         let model = Model::open(&folder).unwrap_or_else(|e| panic!("{name}: {e}"));
-        let mut session = session(&model).unwrap_or_else(|e| panic!("{name}: {e}"));
-        if let Some(pixels) = expected.pixels(Some(0)) {
-            session.see(pixels, &mut |_, _| Ok(())).unwrap_or_else(|e| panic!("{name}: {e}"));
-        }
+        let mut session = reference(&model, &expected);
         let settings = Settings { max_tokens: want.len(), stop: Vec::new(), sampling: Sampling::GREEDY, seed: 0 };
         let got = generate(&mut session, &prompt, &settings, &Interrupt::default(), &mut |_| true);
         assert_eq!(got.unwrap_or_else(|e| panic!("{name}: {e}")), want, "{name}");

@@ -4,6 +4,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use awqc::exec::{Eye, Host, Session};
+use awqc::generate::session;
+use awqc::ir::verify::verify;
+use awqc::model::Model;
 use awqc::passes::Tensor;
 use safetensors::SafeTensors;
 
@@ -87,6 +91,23 @@ impl Expected {
         let (shape, ids) = &self.ints["input_ids"];
         ids.chunks(shape[1]).map(<[i32]>::to_vec).collect()
     }
+}
+
+/// What a model's eye makes of the images of the first sequence, if it takes any.
+pub(crate) fn seen(model: &Model, expected: &Expected) -> Option<Tensor> {
+    let module = verify(&model.module).expect("a valid module");
+    let eye = Eye::<Host>::open(module, model.source.as_ref(), Default::default()).expect("an eye")?;
+    let seen = eye.see(expected.pixels(Some(0)).expect("images"), &mut |_, _| Ok(())).expect("it sees");
+    Some(seen.to_tensor().expect("numbers"))
+}
+
+/// The reference executor before the first sequence, its images seen if the model takes any.
+pub(crate) fn reference(model: &Model, expected: &Expected) -> Session {
+    let mut session = session(model).expect("a session");
+    if let Some(pixels) = expected.pixels(Some(0)) {
+        session.see(pixels, &mut |_, _| Ok(())).expect("it sees");
+    }
+    session
 }
 
 /// The largest absolute difference.

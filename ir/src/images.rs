@@ -47,6 +47,11 @@ impl Module {
         }
     }
 
+    /// The regions of the eye, and those behind it.
+    pub fn eye_and_text(&self) -> (&[Region], &[Region]) {
+        self.regions.split_at(self.eye())
+    }
+
     /// The images that the module takes, if it takes any.
     pub fn images(&self) -> Option<Images> {
         let [channels, height, width] = takes_pixels(self.regions.first()?)?;

@@ -190,7 +190,7 @@ struct Opened<'m> {
 fn open<'m>(context: &Context, args: &Args, model: &'m Model, room: usize) -> Result<Opened<'m>, Failure> {
     if on_device(model, &args.engine) {
         let session = device(model, &args.engine, room)?;
-        let (runs_on, bandwidth) = (session.runs_on(), Some(crate::device::bandwidth(session.device())?));
+        let (runs_on, bandwidth) = (RunsOn::cuda(&session), Some(crate::device::bandwidth(session.device())?));
         return Ok(Opened { session: Box::new(session), runs_on, threads: 1, bandwidth });
     }
     if by_burn(model, &args.engine) {
@@ -208,7 +208,7 @@ fn open<'m>(context: &Context, args: &Args, model: &'m Model, room: usize) -> Re
         );
     }
     let session = cpu(model, &args.engine, room, context.threads)?.with_interrupt(context.interrupt.flag());
-    let (runs_on, threads) = (session.runs_on(), session.options().threads);
+    let (runs_on, threads) = (RunsOn::cpu(session.options()), session.options().threads);
     Ok(Opened { session: Box::new(session), runs_on, threads, bandwidth: None })
 }
 

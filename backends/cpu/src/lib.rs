@@ -65,6 +65,9 @@ pub enum CpuError {
     /// The flag of [`Session::with_interrupt`] was set.
     #[error("interrupted")]
     Interrupted,
+    /// Images that the model, or the text, has no place for.
+    #[error("{0}")]
+    Images(String),
     /// A token or position that a table does not have.
     #[error("index {id} is outside the embedding table of {rows} rows")]
     Index {

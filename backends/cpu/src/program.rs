@@ -27,8 +27,19 @@ pub(crate) struct Program<'a> {
     pub(crate) memory: Memory,
     /// The activations of packed linears.
     pub(crate) activations: Vec<Rounded>,
+    /// The images that it takes.
+    pub(crate) images: Option<Images>,
     /// The ways of tokens to experts; layers that choose in the same manner share one.
     pub(crate) routes: Vec<Choice>,
+}
+
+/// Rows of images that stand in a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Images {
+    /// The token that stands for one.
+    pub(crate) token: u32,
+    /// Channels.
+    pub(crate) width: usize,
 }
 
 /// Activations that are quantized once for all products that read them.
@@ -74,6 +85,8 @@ pub(crate) enum Ints {
 pub(crate) enum Row<'a> {
     /// A row of a table.
     Embed { table: Dense<'a>, of: Ints, offset: u32, out: Place },
+    /// The row of the image that stands at this token, if one does.
+    Place { at: Place },
     /// The angles of the token's position.
     Angles {
         of: RopeTable,

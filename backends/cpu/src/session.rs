@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGua
 
 use awqc_exec::Logits;
 use awqc_exec::host::elementwise;
+use awqc_exec::interp::ops::image::places;
 use awqc_ir::{TensorSource, Verified};
 use awqc_passes::Tensor;
 
@@ -23,7 +24,7 @@ use crate::linear::{Activations, Operand, multiply};
 use crate::lower::{Input, lower};
 use crate::memory::Pages;
 use crate::pool::{Member, Pool};
-use crate::program::{Ints, Linear, Product, Program, Row, Stage};
+use crate::program::{Images, Ints, Linear, Product, Program, Row, Stage};
 
 /// How a model runs.
 #[derive(Clone, Copy, Debug)]
@@ -56,8 +57,8 @@ pub struct Session<'a> {
     options: Options,
     past: usize,
     vocabulary: usize,
-    /// Token ids and positions of the current chunk.
-    ids: Vec<i32>,
+    /// What the model's eye made of the images at hand, `[images, rows, channels]`.
+    images: Tensor,
     interrupt: Arc<AtomicBool>,
 }
 
@@ -97,14 +98,17 @@ impl<'a> Session<'a> {
         if !options.activations.works_with(options.isa) {
             return Err(CpuError::Bf16(options.isa.name()));
         }
-        let Some((last, layers)) = module.regions.split_last() else {
+        let (eye, text) = module.eye_and_text();
+        let Some((last, layers)) = text.split_last() else {
             return Err(CpuError::Unsupported("the module has no regions".into()));
         };
         if !awqc_exec::rowwise(last, &module.fused) {
             return Err(CpuError::Unsupported(format!("region {} mixes positions", last.name)));
         }
         let options = Options { context: options.context.max(1), ..options };
-        let inputs = [Input::Ints(Ints::Ids), Input::Ints(Ints::Positions)];
+        let images = (!eye.is_empty()).then_some(Input::Images);
+        let inputs: Vec<Input> =
+            images.into_iter().chain([Input::Ints(Ints::Ids), Input::Ints(Ints::Positions)]).collect();
         let (body, stream) = lower(layers, &module.fused, source, &inputs, options.pages)?;
         let (head, out) = lower(std::slice::from_ref(last), &module.fused, source, &stream, options.pages)?;
         let Some(Input::Float(vocabulary)) = out.first().copied() else {
@@ -123,7 +127,7 @@ impl<'a> Session<'a> {
             options,
             past: 0,
             vocabulary,
-            ids: Vec::new(),
+            images: Tensor::default(),
             interrupt: Arc::default(),
         })
     }
@@ -175,17 +179,35 @@ impl<'a> Session<'a> {
         self.vocabulary
     }
 
-    /// Forgets all earlier positions.
+    /// Begins a text with images: what the model's eye made of them, `[images, rows, channels]`; see [`awqc_exec::Eye`].
+    ///
+    /// # Errors
+    /// When the model takes none, or others.
+    pub fn see(&mut self, images: Tensor) -> Result<(), CpuError> {
+        self.reset();
+        let Some(takes) = self.body.program.images else {
+            return Err(CpuError::Images("the model takes text alone, no images".into()));
+        };
+        if images.shape.len() != 3 || images.cols() != takes.width {
+            let (width, shape) = (takes.width, &images.shape);
+            return Err(CpuError::Images(format!("rows of images have {width} channels here, these are {shape:?}")));
+        }
+        self.images = images;
+        Ok(())
+    }
+
+    /// Forgets all earlier positions, and the images.
     pub fn reset(&mut self) {
         self.past = 0;
+        self.images = Tensor::default();
     }
 
     /// The logits of `ids`, which continue what the session has seen since the last reset: `[ids, vocabulary]`, or
     /// `[1, vocabulary]` for the last one.
     ///
     /// # Errors
-    /// When the sequence would be longer than the caches, or an id is outside the embedding table: nothing has changed
-    /// then. And when the user interrupts: some of the tokens are seen then.
+    /// When the sequence would be longer than the caches, an id is outside the embedding table, or the text has places for
+    /// more or fewer images: nothing has changed then. And when the user interrupts: some of the tokens are seen then.
     pub fn forward(&mut self, ids: &[i32], logits: Logits) -> Result<Tensor, CpuError> {
         let mut data = Vec::new();
         self.forward_each(ids, logits, &mut |_, row| data.extend_from_slice(row))?;
@@ -203,15 +225,22 @@ impl<'a> Session<'a> {
         sink: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), CpuError> {
         self.check(ids)?;
+        let places = self.places(ids)?;
         let length = self.past + ids.len();
         for (i, chunk) in ids.chunks(self.body.arena.capacity()).enumerate() {
             let first = i * self.body.arena.capacity();
             if first > 0 && self.interrupt.load(Ordering::Relaxed) {
                 return Err(CpuError::Interrupted);
             }
-            self.ids.clear();
-            self.ids.extend_from_slice(chunk);
-            let work = Work { ids: &self.ids, past: self.past, length, caches: &self.caches, options: &self.options };
+            let work = Work {
+                ids: chunk,
+                past: self.past,
+                length,
+                images: &self.images,
+                places: places.get(first..).unwrap_or_default(),
+                caches: &self.caches,
+                options: &self.options,
+            };
             self.body.run(&mut self.pool, &work, chunk.len());
             self.past += chunk.len();
             let from = match logits {
@@ -230,7 +259,7 @@ impl<'a> Session<'a> {
                     }
                 }
                 let past = self.past - chunk.len() + start;
-                let work = Work { ids: &self.ids[start..], past, length, caches: &self.caches, options: &self.options };
+                let work = Work { ids: &chunk[start..], past, ..work };
                 self.head.run(&mut self.pool, &work, count);
                 for t in 0..count {
                     // SAFETY: as above.
@@ -239,6 +268,13 @@ impl<'a> Session<'a> {
             }
         }
         Ok(())
+    }
+
+    /// The rows of images at the places of `ids`.
+    fn places(&self, ids: &[i32]) -> Result<Vec<Option<usize>>, CpuError> {
+        let Some(Images { token, .. }) = self.body.program.images else { return Ok(Vec::new()) };
+        let there = [0, 1].map(|axis| self.images.shape.get(axis).copied().unwrap_or(0));
+        places(token, ids, there.into()).map_err(CpuError::Images)
     }
 
     fn check(&self, ids: &[i32]) -> Result<(), CpuError> {
@@ -267,8 +303,12 @@ impl<'a> Session<'a> {
 }
 
 /// What a pass of a program is given.
+#[derive(Clone, Copy)]
 struct Work<'w> {
     ids: &'w [i32],
+    /// Rows of images, and which of them stand at which token; the latter is empty if none does.
+    images: &'w Tensor,
+    places: &'w [Option<usize>],
     /// Position of the first token.
     past: usize,
     /// Length of the sequence when the call is done.

@@ -92,6 +92,9 @@ pub enum CudaError {
         /// Rows of the table.
         rows: usize,
     },
+    /// Images that the model, or the text, has no place for.
+    #[error("{0}")]
+    Images(String),
     /// A kernel on the device computes something else than the processor.
     #[error(
         "the device computes {what} wrongly: it is off by {error:.1e} of the largest result, {bound:.0e} is allowed"

@@ -38,7 +38,9 @@ pub struct Plan {
     pub angles: Vec<RopeTable>,
     /// Embedding tables and what is looked up in them, to be checked beforehand.
     pub tables: Vec<Table>,
-    /// All regions but the last.
+    /// The images that the module takes, if it takes any.
+    pub images: Option<Images>,
+    /// All regions but the last, and those of the module's eye, which are not in the plan.
     pub body: Part,
     /// The last region.
     pub head: Part,
@@ -51,7 +53,7 @@ pub struct Plan {
 }
 
 /// Version of the format.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// A kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,6 +102,16 @@ pub struct Table {
     pub rows: usize,
     /// Added to every index.
     pub offset: u32,
+}
+
+/// Rows of images that stand in a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Images {
+    /// The token that stands for one.
+    pub token: u32,
+    /// Channels.
+    pub width: usize,
 }
 
 /// Integers that come with every call.
@@ -180,6 +192,8 @@ pub enum Place {
     Stream(usize, usize),
     /// A KV cache, by index.
     Cache(usize),
+    /// Rows of images, f32, as many as the text has; nothing reads them if it has none.
+    Images,
     /// What comes with the call.
     Given(Given),
 }
@@ -196,6 +210,8 @@ pub enum Given {
     Cos(usize),
     /// Sines.
     Sin(usize),
+    /// The row of an image that stands at each token, or [`crate::kernels::rows::NO_IMAGE`].
+    Places,
 }
 
 impl Extent {
@@ -228,6 +244,7 @@ impl Plan {
             let bytes = tokens * table.dim as usize / 2 * 4;
             out.extend([(Given::Cos(i), bytes), (Given::Sin(i), bytes)]);
         }
+        out.extend(self.images.map(|_| (Given::Places, 4 * tokens)));
         out.iter_mut().for_each(|(_, bytes)| *bytes = bytes.next_multiple_of(16));
         out
     }
@@ -262,6 +279,7 @@ impl Plan {
                 Place::Cache(i) => *i < self.caches.len(),
                 Place::Given(Given::Cos(i) | Given::Sin(i)) => *i < self.angles.len(),
                 Place::Given(Given::Call | Given::Ints(_)) => true,
+                Place::Images | Place::Given(Given::Places) => self.images.is_some(),
             };
             if let Some(place) = launch.args.iter().find(|p| !inside(p)) {
                 return Err(format!("kernel {} is given {place:?}, which the plan does not have", kernel.name));

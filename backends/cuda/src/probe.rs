@@ -147,7 +147,7 @@ impl Probe {
                 Place::Constant(_) => Ok(self.weights.address() + (copy * self.stride) as Address),
                 Place::Arena(at) | Place::Stream(at, _) => Ok(arena + *at as Address),
                 Place::Given(Given::Call) => Ok(call),
-                Place::Cache(_) | Place::Given(_) => {
+                Place::Cache(_) | Place::Images | Place::Given(_) => {
                     Err(CudaError::Unsupported(format!("a product by itself has no {place:?}")))
                 }
             };

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use awqc_exec::Logits;
 use awqc_exec::interp::frequencies::frequencies;
+use awqc_exec::interp::ops::image::places;
 use awqc_ir::{Stored, TensorSource};
 use awqc_passes::Tensor;
 use half::{bf16, f16};
@@ -13,7 +14,8 @@ use crate::CudaError;
 use crate::arch::Arch;
 use crate::driver::{Address, Buffer, Device, Function, Graph, Launch};
 use crate::kernels::Call;
-use crate::plan::{FEW, Form, Given, Ints, Launch as Planned, Part, Place, Plan};
+use crate::kernels::rows::NO_IMAGE;
+use crate::plan::{FEW, Form, Given, Images, Ints, Launch as Planned, Part, Place, Plan};
 
 /// Where a plan's constants begin in the buffer of weights: multiples of so many bytes.
 const ALIGN: usize = 256;
@@ -32,8 +34,18 @@ pub struct Session {
     given: [Inputs; 2],
     /// The launches of one token, for each [`Next`].
     steps: [Option<Graph>; 3],
+    /// What the model's eye made of the images at hand.
+    images: Option<Seen>,
     context: usize,
     past: usize,
+}
+
+/// Rows of images on the device.
+struct Seen {
+    images: usize,
+    /// Rows of an image.
+    rows: usize,
+    buffer: Buffer,
 }
 
 /// What becomes of a token's logits.
@@ -109,6 +121,7 @@ impl Session {
             caches,
             given,
             steps: [None, None, None],
+            images: None,
             context,
             past: 0,
         })
@@ -132,22 +145,50 @@ impl Session {
     /// Bytes of device memory that the model takes.
     pub fn device_bytes(&self) -> usize {
         let fixed = [&self.weights, &self.arena, &self.given[0].buffer, &self.given[1].buffer];
-        fixed.into_iter().chain(&self.caches).map(Buffer::bytes).sum()
+        let images = self.images.iter().map(|seen| &seen.buffer);
+        fixed.into_iter().chain(&self.caches).chain(images).map(Buffer::bytes).sum()
     }
 
-    /// Forgets all earlier positions.
+    /// Begins a text with images: what the model's eye made of them, `[images, rows, channels]`; see [`awqc_exec::Eye`].
+    ///
+    /// # Errors
+    /// When the model takes none, or others, and when the device fails.
+    pub fn see(&mut self, images: &Tensor) -> Result<(), CudaError> {
+        self.reset();
+        let Some(takes) = self.plan.images else {
+            return Err(CudaError::Images("the model takes text alone, no images".into()));
+        };
+        let &[count, rows, width] = images.shape.as_slice() else {
+            return Err(CudaError::Images(format!("images are [images,rows,channels], these are {:?}", images.shape)));
+        };
+        if width != takes.width {
+            return Err(CudaError::Images(format!("rows of images have {} channels here, not {width}", takes.width)));
+        }
+        let bytes: Vec<u8> = images.data.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let buffer = self.device.alloc("the images", bytes.len())?;
+        self.device.upload(&buffer, 0, &bytes)?;
+        self.images = Some(Seen { images: count, rows, buffer });
+        // Launches that were captured have the address of other images.
+        self.steps = [None, None, None];
+        Ok(())
+    }
+
+    /// Forgets all earlier positions, and the images.
     pub fn reset(&mut self) {
         self.past = 0;
+        if self.images.take().is_some() {
+            self.steps = [None, None, None];
+        }
     }
 
     /// The logits of `ids`, which continue what the session has seen since the last reset: `[ids, vocabulary]`, or
     /// `[1, vocabulary]` for the last one.
     ///
     /// # Errors
-    /// When the sequence would be longer than the caches or an id is outside the embedding table, before anything is
-    /// computed; and when the device fails.
+    /// When the sequence would be longer than the caches, an id is outside the embedding table, or the text has places for
+    /// more or fewer images, before anything is computed; and when the device fails.
     pub fn forward(&mut self, ids: &[i32], logits: Logits) -> Result<Tensor, CudaError> {
-        self.check(ids)?;
+        let places = self.check(ids)?;
         let mut data = Vec::new();
         let length = self.past + ids.len();
         for (i, chunk) in ids.chunks(self.plan.chunk.max(1)).enumerate() {
@@ -157,7 +198,7 @@ impl Session {
                 Logits::Last if last => chunk.len() - 1..chunk.len(),
                 Logits::Last => 0..0,
             };
-            self.give(chunk, length)?;
+            self.give(chunk, places.get(i * self.plan.chunk.max(1)..).unwrap_or_default(), length)?;
             if chunk.len() == 1 && wanted.len() == 1 {
                 self.token(Next::Logits)?;
                 self.read(1, &mut data)?;
@@ -182,8 +223,8 @@ impl Session {
     /// # Errors
     /// As [`Session::forward`].
     pub fn next(&mut self, id: i32) -> Result<i32, CudaError> {
-        self.check(&[id])?;
-        self.give(&[id], self.past + 1)?;
+        let places = self.check(&[id])?;
+        self.give(&[id], &places, self.past + 1)?;
         self.token(Next::Choice)?;
         let mut bytes = [0; 4];
         self.device.download(&self.arena, self.plan.chosen, &mut bytes)?;
@@ -202,8 +243,8 @@ impl Session {
         if count > kept || count >= self.plan.vocabulary {
             return Ok(None);
         }
-        self.check(&[id])?;
-        self.give(&[id], self.past + 1)?;
+        let places = self.check(&[id])?;
+        self.give(&[id], &places, self.past + 1)?;
         self.token(Next::Top)?;
         let mut bytes = vec![0; 8 * kept];
         self.device.download(&self.arena, self.plan.top.found, &mut bytes)?;
@@ -218,15 +259,16 @@ impl Session {
     /// # Errors
     /// When the device fails.
     pub fn time_token(&mut self, id: i32, repeats: usize) -> Result<f64, CudaError> {
-        self.check(&[id])?;
-        self.give(&[id], self.past + 1)?;
+        let places = self.check(&[id])?;
+        self.give(&[id], &places, self.past + 1)?;
         self.token(Next::Choice)?;
         self.device.synchronize()?;
         let seconds = self.device.time(|| (0..repeats).try_for_each(|_| self.launch_token(Next::Choice)))?;
         Ok(seconds / repeats.max(1) as f64)
     }
 
-    fn check(&self, ids: &[i32]) -> Result<(), CudaError> {
+    /// Whether these tokens can go on here, and the rows of images that stand at them: none if no image does.
+    fn check(&self, ids: &[i32]) -> Result<Vec<Option<usize>>, CudaError> {
         let needed = self.past + ids.len();
         if needed > self.context {
             return Err(CudaError::Context { needed, room: self.context });
@@ -241,7 +283,9 @@ impl Session {
                 return Err(CudaError::Index { id, rows: table.rows });
             }
         }
-        Ok(())
+        let Some(Images { token, .. }) = self.plan.images else { return Ok(Vec::new()) };
+        let there = self.images.as_ref().map_or((0, 0), |seen| (seen.images, seen.rows));
+        places(token, ids, there).map_err(CudaError::Images)
     }
 
     /// Index of the inputs for so many tokens.
@@ -250,7 +294,7 @@ impl Session {
     }
 
     /// Uploads what comes with a call. `length` is that of the sequence when the whole call is done.
-    fn give(&mut self, ids: &[i32], length: usize) -> Result<(), CudaError> {
+    fn give(&mut self, ids: &[i32], places: &[Option<usize>], length: usize) -> Result<(), CudaError> {
         let past = self.past;
         let inputs = &mut self.given[Self::inputs(ids.len())];
         let mut angles: BTreeMap<usize, (Vec<f64>, f64)> = BTreeMap::new();
@@ -266,6 +310,10 @@ impl Session {
                 Given::Ints(Ints::Positions) => {
                     (0..ids.len()).for_each(|i| put(i, ((past + i) as u32).to_le_bytes()));
                 }
+                Given::Places => (0..ids.len()).for_each(|i| {
+                    let row = places.get(i).copied().flatten().and_then(|row| u32::try_from(row).ok());
+                    put(i, row.unwrap_or(NO_IMAGE).to_le_bytes());
+                }),
                 Given::Cos(at) | Given::Sin(at) => {
                     let table = &self.plan.angles[*at];
                     let (turns, factor) = angles.entry(*at).or_insert_with(|| frequencies(table, length as u64));
@@ -343,6 +391,8 @@ impl Session {
             Place::Arena(at) => self.arena.address() + *at as Address,
             Place::Stream(at, row) => self.arena.address() + (at + start * row) as Address,
             Place::Cache(i) => self.caches[*i].address(),
+            // Nothing reads there without images.
+            Place::Images => self.images.as_ref().map_or(0, |seen| seen.buffer.address()),
             Place::Given(given) => {
                 let at = inputs.places.iter().find(|(g, _)| g == given).map_or(0, |(_, range)| range.start);
                 inputs.buffer.address() + at as Address

@@ -51,7 +51,7 @@ pub(crate) fn enter<B: Backend>(mut stream: Vec<Val<B>>, region: &Region) -> Res
 }
 
 /// Pixels of no image.
-fn no_images<B: Backend>(pixels: [u64; 3]) -> Val<B> {
+pub(crate) fn no_images<B: Backend>(pixels: [u64; 3]) -> Val<B> {
     let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
     let shape = [0].into_iter().chain(pixels.map(size)).collect();
     Val::floats(Tensor { shape, data: Vec::new() }, &Default::default())

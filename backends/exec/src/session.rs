@@ -7,6 +7,7 @@ use awqc_passes::{ExecError, Tensor};
 use burn_backend::tensor::{Device, FloatTensor};
 
 use crate::chain;
+use crate::eye::{Eye, Observer};
 use crate::host::Host;
 use crate::interp::{Caches, ExecBackend, Interpreter, Val, Weights, upload};
 use crate::realize::tensor;
@@ -20,21 +21,18 @@ pub enum Logits {
     Last,
 }
 
-/// What [`Session::trace`] and [`Session::see`] call.
-pub type Observer<'a> = dyn FnMut(&Region, Tensor) -> Result<(), ExecError> + 'a;
-
 /// A prepared module and the state of a generation.
 pub struct Session<B: ExecBackend = Host> {
+    eye: Option<Eye<B>>,
+    /// What the eye made of the images at hand.
+    images: Option<Val<B>>,
+    /// The regions behind the eye.
     regions: Vec<Prepared<B>>,
     fused: Vec<FusedDef>,
     sequence: Option<Name>,
     device: Device<B>,
     past: usize,
     batch: usize,
-    /// How many regions see images and nothing else.
-    eye: usize,
-    /// What these made of the images at hand.
-    images: Option<Val<B>>,
 }
 
 struct Prepared<B: ExecBackend> {
@@ -50,8 +48,10 @@ impl<B: ExecBackend> Session<B> {
     /// As [`realize`].
     pub fn new(module: Verified<'_>, source: &dyn TensorSource, device: Device<B>) -> Result<Self, ExecError> {
         let mut shared: BTreeMap<(String, Elem), FloatTensor<B>> = BTreeMap::new();
-        let mut regions = Vec::with_capacity(module.regions.len());
-        for region in &module.regions {
+        let eye = Eye::open(module, source, device.clone())?;
+        let (_, text) = module.eye_and_text();
+        let mut regions = Vec::with_capacity(text.len());
+        for region in text {
             let mut weights = Weights::empty();
             for id in region.used_weights() {
                 let key = plain(region, id);
@@ -66,8 +66,8 @@ impl<B: ExecBackend> Session<B> {
             }
             regions.push(Prepared { region: region.clone(), weights, caches: Caches::new() });
         }
-        let (fused, sequence, eye) = (module.fused.clone(), chain::sequence(&module), module.eye());
-        Ok(Self { regions, fused, sequence, device, past: 0, batch: 0, eye, images: None })
+        let (fused, sequence) = (module.fused.clone(), chain::sequence(&module));
+        Ok(Self { eye, images: None, regions, fused, sequence, device, past: 0, batch: 0 })
     }
 
     /// Begins a text with images, `pixels: [N,C,H,W]`: runs the regions that see images, once. The sequences of a
@@ -77,18 +77,8 @@ impl<B: ExecBackend> Session<B> {
     /// When the model takes no images, or others than these; and what `observe` returns.
     pub fn see(&mut self, pixels: Tensor, observe: &mut Observer<'_>) -> Result<(), ExecError> {
         self.reset();
-        if self.eye == 0 {
-            return Err(ExecError::Unavailable("the model takes text alone, no images".into()));
-        }
-        let interpreter = Interpreter::<B> { fused: &self.fused, device: &self.device };
-        let mut images = Val::floats(pixels, &self.device);
-        for Prepared { region, weights, .. } in &self.regions[..self.eye] {
-            let out = interpreter.run(region, weights, vec![images], None, &mut |_, _| Ok(()))?;
-            let nothing = || ExecError::Tensor(format!("region {} returns nothing", region.name));
-            images = out.into_iter().next().ok_or_else(nothing)?;
-            observe(region, images.to_tensor()?)?;
-        }
-        self.images = Some(images);
+        let blind = || ExecError::Unavailable("the model takes text alone, no images".into());
+        self.images = Some(self.eye.as_ref().ok_or_else(blind)?.see(pixels, observe)?);
         Ok(())
     }
 
@@ -120,8 +110,8 @@ impl<B: ExecBackend> Session<B> {
         self.advance(ids, logits, None)
     }
 
-    /// As [`Session::forward_batch`]; shows the first value of the stream at the exit of every region but the last, and
-    /// those that see images: the hidden states between the layers.
+    /// As [`Session::forward_batch`]; shows the first value of the stream at the exit of every region but the last and
+    /// those of the eye: the hidden states between the layers.
     ///
     /// # Errors
     /// As there, and what `observe` returns.
@@ -167,11 +157,12 @@ impl<B: ExecBackend> Session<B> {
         self.batch = batch;
         let interpreter = Interpreter::<B> { fused: &self.fused, device: &self.device };
         let mut stream = chain::start(ids.concat(), batch, self.past, &self.device)?;
-        // Images are seen once; without any, the regions that see them are asked what they make of none.
-        let seen = self.images.iter().map(|_| self.eye).sum();
-        stream.splice(0..0, self.images.clone());
+        // Images are seen once; without any, the eye is asked what it makes of none.
+        if let Some(eye) = &self.eye {
+            stream.insert(0, self.images.clone().map_or_else(|| eye.blink(), Ok)?);
+        }
         let last = self.regions.len().saturating_sub(1);
-        for (i, prepared) in self.regions.iter_mut().enumerate().skip(seen) {
+        for (i, prepared) in self.regions.iter_mut().enumerate() {
             let Prepared { region, weights, caches } = prepared;
             let (mut inputs, rest) = chain::enter(stream, region)?;
             if let (true, Logits::Last, Some(sequence)) = (i == last, logits, &self.sequence)
@@ -181,7 +172,7 @@ impl<B: ExecBackend> Session<B> {
             }
             stream = interpreter.run(region, weights, inputs, Some(caches), &mut |_, _| Ok(()))?;
             stream.extend(rest);
-            if let (true, Some(first), Some(observe)) = (i != last && i >= self.eye, stream.first(), &mut observe) {
+            if let (true, Some(first), Some(observe)) = (i != last, stream.first(), &mut observe) {
                 observe(region, first.to_tensor()?)?;
             }
         }

@@ -101,7 +101,6 @@ pub struct Place {
 impl OpInfo for Place {
     const MNEMONIC: &'static str = "place";
     const OPERANDS: &'static [Slot] = &[Slot::Value, Slot::Value, Slot::Value];
-    const DOMAIN: Domain = Domain::Images;
 
     fn infer(&self, operands: &[&Type], _: &[FusedDef]) -> Result<Vec<Type>, OpError> {
         let (x, ids, rows) = (operands[0], operands[1], operands[2]);

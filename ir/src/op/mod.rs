@@ -97,11 +97,11 @@ impl OpError {
 /// The kind of model that an op was made for. Back ends cover ops by domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Domain {
-    /// Any language model.
+    /// Any language model; rows of images among its tokens are tokens to it.
     Text,
     /// Mixtures of experts.
     Experts,
-    /// Models that take images.
+    /// What sees images ([`crate::Module::eye`]), and attention of a text to what it sees.
     Images,
     /// Graphs of another system, before they are raised.
     Foreign,

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use awqc_exec::coverage::without_kernels;
 use awqc_exec::interp::frequencies::frequencies;
 use awqc_ir::inline::inline_fused;
-use awqc_ir::op::{Domain, GeluForm, Op};
+use awqc_ir::op::{GeluForm, Op};
 use awqc_ir::{FusedDef, Module, Region, TensorSource, Type, ValueId, WeightId};
 
 use self::place::{Flat, FlatProgram, Var, Way, place};
@@ -21,13 +21,15 @@ use self::weights::{Home, dense, matrix, vector};
 use crate::CpuError;
 use crate::arena::Place;
 use crate::memory::{Memory, Pages};
-use crate::program::{Ints, Map, Other, Program, Row, Zip};
+use crate::program::{Images, Ints, Map, Other, Program, Row, Zip};
 
 /// A region's value as the flat program knows it.
 #[derive(Clone, Copy)]
 pub(crate) enum Entry {
     /// Given with every pass.
     Ints(Ints),
+    /// Given with a text: rows of images, which are no rows of tokens.
+    Images,
     /// Computed, or given as floats.
     Float(Var),
     /// For each token the rows of its experts side by side, or one row that all of them see.
@@ -72,8 +74,7 @@ pub(crate) fn lower<'a>(
 /// Why no kernel covers an op in this form, whatever its operands.
 fn uncovered(op: &Op) -> Option<&'static str> {
     let sees_later = matches!(op, Op::Sdpa(op) if !op.causal);
-    without_kernels(op, &[Domain::Experts])
-        .or_else(|| sees_later.then_some("tokens are taken in pieces here, so attention must be causal"))
+    without_kernels(op).or_else(|| sees_later.then_some("tokens are taken in pieces here, so attention must be causal"))
 }
 
 /// Whether kernels cover a module, as far as can be told before its weights are packed.
@@ -81,7 +82,7 @@ fn uncovered(op: &Op) -> Option<&'static str> {
 /// # Errors
 /// The first op that none covers.
 pub fn check(module: &Module) -> Result<(), CpuError> {
-    for region in &module.regions {
+    for region in module.eye_and_text().1 {
         let mut region = region.clone();
         inline_fused(&mut region, &module.fused)
             .map_err(|e| CpuError::Unsupported(format!("region {}: {e}", region.name)))?;
@@ -100,6 +101,8 @@ pub fn check(module: &Module) -> Result<(), CpuError> {
 pub(crate) enum Input {
     /// Integers.
     Ints(Ints),
+    /// Rows of images.
+    Images,
     /// Rows of so many floats.
     Float(usize),
 }
@@ -108,7 +111,7 @@ impl Entry {
     fn float(self) -> Option<Var> {
         match self {
             Entry::Float(var) | Entry::Experts(var, _) => Some(var),
-            Entry::Ints(_) => None,
+            Entry::Ints(_) | Entry::Images => None,
         }
     }
 }
@@ -129,6 +132,7 @@ impl<'a> Builder<'a> {
     fn input(&mut self, input: Input) -> Entry {
         match input {
             Input::Ints(ints) => Entry::Ints(ints),
+            Input::Images => Entry::Images,
             Input::Float(width) => Entry::Float(self.var(width)),
         }
     }
@@ -136,6 +140,7 @@ impl<'a> Builder<'a> {
     fn output(&self, entry: Entry) -> Input {
         match entry {
             Entry::Ints(ints) => Input::Ints(ints),
+            Entry::Images => Input::Images,
             Entry::Float(var) | Entry::Experts(var, _) => Input::Float(self.flat.widths[var]),
         }
     }
@@ -157,11 +162,12 @@ impl<'a> Builder<'a> {
             }
             let weights: Vec<WeightId> = node.operands.iter().filter_map(|o| o.weight()).collect();
             let mut floats = Vec::new();
-            let (mut ints, mut routed) = (None, None);
+            let (mut ints, mut images, mut routed) = (None, false, None);
             for v in node.operands.iter().filter_map(|o| o.value()) {
                 match known.get(&v) {
                     Some(Entry::Float(var)) => floats.push(*var),
                     Some(Entry::Ints(i)) => ints = Some(*i),
+                    Some(Entry::Images) => images = true,
                     Some(Entry::Experts(_, of)) if routed.is_some_and(|r| r != *of) => {
                         return Err(unsupported(op, "the operands go to experts by different choices"));
                     }
@@ -193,6 +199,16 @@ impl<'a> Builder<'a> {
                     let table = weights.first().ok_or_else(|| unsupported(op, "a table is missing"))?;
                     let table = dense(region, *table, source)?;
                     self.make(Vec::new(), &outs, move |_, out| Row::Embed { table, of, offset: e.offset, out: out[0] });
+                }
+                Op::Place(p) => {
+                    if ints != Some(Ints::Ids) || !images {
+                        return Err(unsupported(op, "it must put images at the tokens of the text"));
+                    }
+                    let these = Images { token: p.token, width };
+                    if self.flat.images.replace(these).is_some_and(|others| others != these) {
+                        return Err(unsupported(op, "one token stands for images, not several"));
+                    }
+                    self.change(need(0)?, Vec::new(), out, |at, _: &[Place]| Row::Place { at });
                 }
                 Op::RopeTable(of) => {
                     if ints != Some(Ints::Positions) {
@@ -231,7 +247,6 @@ impl<'a> Builder<'a> {
                 }
                 Op::Patches(_)
                 | Op::Merge(_)
-                | Op::Place(_)
                 | Op::Learned(_)
                 | Op::Append(_)
                 | Op::Cut(_)

@@ -13,7 +13,7 @@ use super::weights::Matrix;
 use crate::arena::Place;
 use crate::cache::CacheShape;
 use crate::experts::Choice;
-use crate::program::{Attend, Experts, Gather, Linear, Product, Program, Rounded, Row, Stage};
+use crate::program::{Attend, Experts, Gather, Images, Linear, Product, Program, Rounded, Row, Stage};
 
 /// Index of a value of the flat program.
 pub(super) type Var = usize;
@@ -102,6 +102,7 @@ pub(super) struct FlatProgram<'a> {
     /// Columns of every value.
     pub(super) widths: Vec<usize>,
     pub(super) steps: Vec<Flat<'a>>,
+    pub(super) images: Option<Images>,
     /// The values that the caller puts in place.
     pub(super) given: Vec<Var>,
     /// The values that the caller reads.
@@ -116,6 +117,7 @@ pub(super) fn place(flat: FlatProgram<'_>) -> Program<'_> {
     }
     flat.results.iter().for_each(|r| vars[*r].result = true);
     let mut placer = Placer { vars, ..Placer::default() };
+    placer.program.images = flat.images;
     for step in &flat.steps {
         if let Flat::Experts { route, .. } = step {
             *placer.ways.entry(*route).or_default() += 1;

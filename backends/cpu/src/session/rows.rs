@@ -49,6 +49,12 @@ impl Part<'_> {
                 };
                 table.row((id + i64::from(*offset)) as usize, write(*out));
             }
+            Row::Place { at } => {
+                if let Some(row) = work.places.get(t).copied().flatten() {
+                    let at = write(*at);
+                    at.copy_from_slice(&work.images.data[row * at.len()..(row + 1) * at.len()]);
+                }
+            }
             Row::Angles { of, fixed, cos, sin } => {
                 let (frequencies, factor) = match fixed {
                     Some((frequencies, factor)) => (Cow::Borrowed(frequencies), *factor),

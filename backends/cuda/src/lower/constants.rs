@@ -3,7 +3,6 @@
 use awqc_exec::coverage::without_kernels;
 use awqc_exec::layout::mma16;
 use awqc_ir::inline::inline_fused;
-use awqc_ir::op::Domain;
 use awqc_ir::tiles::Tiles;
 use awqc_ir::{Layout, Module, Op, Quant, Region, Stored, TensorSource, Type, WeightExpr, WeightId};
 
@@ -12,9 +11,6 @@ use crate::kernels::Float;
 use crate::kernels::attend::Shape;
 use crate::kernels::rows::Choice;
 use crate::plan::{Constant, Form};
-
-/// Kinds of models that there are kernels for, besides those of text.
-pub(super) const COVERED: &[Domain] = &[Domain::Experts];
 
 /// The constants of a plan so far.
 pub(super) struct Constants<'a> {
@@ -126,14 +122,14 @@ fn covered(region: &Region, quant: Quant, rows: usize, cols: usize) -> Result<Ti
 /// # Errors
 /// The first op or weight that none covers.
 pub fn check(module: &Module, quant: Quant) -> Result<(), CudaError> {
-    for region in &module.regions {
+    for region in module.eye_and_text().1 {
         let mut region = region.clone();
         inline_fused(&mut region, &module.fused)
             .map_err(|e| CudaError::Unsupported(format!("region {}: {e}", region.name)))?;
         for (_, node) in region.nodes() {
             let unsupported =
                 |why: &str| CudaError::Unsupported(format!("region {}: {}: {why}", region.name, node.op.mnemonic()));
-            if let Some(why) = without_kernels(&node.op, COVERED) {
+            if let Some(why) = without_kernels(&node.op) {
                 return Err(unsupported(why));
             }
             let ty = |at: usize| node.operands.get(at).map(|o| region.operand_type(*o));

@@ -48,6 +48,7 @@ pub(super) enum By {
 #[derive(Clone, Debug)]
 pub(super) enum Flat {
     Embed { table: usize, of: Float, ints: Ints, offset: u32, out: Var },
+    Image { x: Var, out: Var },
     RmsNorm { x: Var, gain: Option<usize>, heads: usize, eps: f32, out: Var },
     LayerNorm { x: Var, gain: Option<usize>, bias: Option<usize>, heads: usize, each: bool, eps: f32, out: Var },
     Rope { x: Var, angles: usize, pairs: usize, heads: usize, interleaved: bool, out: Var },
@@ -69,7 +70,8 @@ impl Flat {
     pub(super) fn reads(&self) -> Vec<Var> {
         match self {
             Flat::Embed { .. } => Vec::new(),
-            Flat::RmsNorm { x, .. }
+            Flat::Image { x, .. }
+            | Flat::RmsNorm { x, .. }
             | Flat::LayerNorm { x, .. }
             | Flat::Rope { x, .. }
             | Flat::Map { x, .. }
@@ -91,6 +93,7 @@ impl Flat {
     pub(super) fn out(&self) -> Var {
         match self {
             Flat::Embed { out, .. }
+            | Flat::Image { out, .. }
             | Flat::RmsNorm { out, .. }
             | Flat::LayerNorm { out, .. }
             | Flat::Rope { out, .. }
@@ -111,6 +114,7 @@ impl Flat {
     fn set_out(&mut self, var: Var) {
         match self {
             Flat::Embed { out, .. }
+            | Flat::Image { out, .. }
             | Flat::RmsNorm { out, .. }
             | Flat::LayerNorm { out, .. }
             | Flat::Rope { out, .. }
@@ -132,6 +136,7 @@ impl Flat {
     pub(super) fn is_row(&self) -> bool {
         match self {
             Flat::Embed { .. }
+            | Flat::Image { .. }
             | Flat::RmsNorm { .. }
             | Flat::LayerNorm { .. }
             | Flat::Rope { .. }

@@ -20,7 +20,7 @@ use awqc_ir::inline::inline_fused;
 use awqc_ir::op::{GeluForm, Op, RopeTable};
 use awqc_ir::{FusedDef, Region, TensorSource, ValueId, Verified, WeightId};
 
-use self::constants::{COVERED, Constants, Matrix};
+use self::constants::{Constants, Matrix};
 use self::experts::Way;
 use self::flat::{By, Flat, FlatProgram, Home, Var};
 use self::schedule::{ALIGN, Kernels, schedule};
@@ -28,7 +28,7 @@ use crate::CudaError;
 use crate::arch::Arch;
 use crate::emit::Source;
 use crate::kernels::rows::{Map, Zip};
-use crate::plan::{Ints, Plan, Table, VERSION};
+use crate::plan::{Images, Ints, Plan, Table, VERSION};
 
 pub use constants::check;
 pub use product::{Product, product};
@@ -55,7 +55,8 @@ pub struct Lowered {
 /// When the module uses something that no kernel covers, or a weight is not stored as one.
 pub fn lower(module: Verified<'_>, source: &dyn TensorSource, arch: &Arch) -> Result<Lowered, CudaError> {
     let module = module.module();
-    let Some((last, layers)) = module.regions.split_last() else {
+    let (eye, text) = module.eye_and_text();
+    let Some((last, layers)) = text.split_last() else {
         return Err(CudaError::Unsupported("the module has no regions".into()));
     };
     if !rowwise(last, &module.fused) {
@@ -66,10 +67,12 @@ pub fn lower(module: Verified<'_>, source: &dyn TensorSource, arch: &Arch) -> Re
         angles: Vec::new(),
         tables: Vec::new(),
         caches: Vec::new(),
+        images: None,
         flat: FlatProgram::default(),
     };
-    let inputs = vec![Entry::Ints(Ints::Ids), Entry::Ints(Ints::Positions)];
-    let stream = cx.chain(layers, &module.fused, inputs)?;
+    let images = (!eye.is_empty()).then_some(Entry::Images);
+    let inputs = images.into_iter().chain([Entry::Ints(Ints::Ids), Entry::Ints(Ints::Positions)]);
+    let stream = cx.chain(layers, &module.fused, inputs.collect())?;
     let mut body = std::mem::take(&mut cx.flat);
     body.results = stream.iter().filter_map(|e| e.value()).collect();
     // The head sees the values that the body leaves, under new numbers.
@@ -81,7 +84,7 @@ pub fn lower(module: Verified<'_>, source: &dyn TensorSource, arch: &Arch) -> Re
                 cx.flat.given.push(new);
                 Entry::Value(new)
             }
-            Entry::Ints(_) | Entry::Cos(_) | Entry::Sin(_) | Entry::Chosen(_) | Entry::Experts(..) => e,
+            Entry::Ints(_) | Entry::Images | Entry::Cos(_) | Entry::Sin(_) | Entry::Chosen(_) | Entry::Experts(..) => e,
         })
         .collect();
     let out = cx.chain(std::slice::from_ref(last), &module.fused, stream)?;
@@ -115,6 +118,7 @@ pub fn lower(module: Verified<'_>, source: &dyn TensorSource, arch: &Arch) -> Re
         caches: cx.caches,
         angles: cx.angles,
         tables: cx.tables,
+        images: cx.images,
         body: body.part,
         head: head.part,
         choice,
@@ -130,6 +134,8 @@ pub fn lower(module: Verified<'_>, source: &dyn TensorSource, arch: &Arch) -> Re
 #[derive(Clone, Copy, Debug)]
 enum Entry {
     Ints(Ints),
+    /// Rows of images, which are no rows of tokens.
+    Images,
     Cos(usize),
     Sin(usize),
     Value(Var),
@@ -143,7 +149,7 @@ impl Entry {
     fn value(self) -> Option<Var> {
         match self {
             Entry::Value(var) | Entry::Experts(var, _) => Some(var),
-            Entry::Ints(_) | Entry::Cos(_) | Entry::Sin(_) | Entry::Chosen(_) => None,
+            Entry::Ints(_) | Entry::Images | Entry::Cos(_) | Entry::Sin(_) | Entry::Chosen(_) => None,
         }
     }
 }
@@ -155,6 +161,7 @@ struct Builder<'a> {
     tables: Vec<Table>,
     /// Bytes of a position in each cache.
     caches: Vec<usize>,
+    images: Option<Images>,
     flat: FlatProgram,
 }
 
@@ -186,7 +193,7 @@ impl Builder<'_> {
             let op = &node.op;
             let unsupported =
                 |why: &str| CudaError::Unsupported(format!("region {}: {}: {why}", region.name, op.mnemonic()));
-            if let Some(why) = without_kernels(op, COVERED) {
+            if let Some(why) = without_kernels(op) {
                 return Err(unsupported(why));
             }
             let weights: Vec<WeightId> = node.operands.iter().filter_map(|o| o.weight()).collect();
@@ -240,7 +247,6 @@ impl Builder<'_> {
                 Op::Combine(_) => self.combine(&operands, out).map_err(|why| unsupported(&why))?,
                 Op::Patches(_)
                 | Op::Merge(_)
-                | Op::Place(_)
                 | Op::Learned(_)
                 | Op::Append(_)
                 | Op::Cut(_)
@@ -248,6 +254,16 @@ impl Builder<'_> {
                 | Op::CrossSdpa(_)
                 | Op::Gate(_)
                 | Op::Foreign(_) => return Err(unsupported("no kernel covers it")),
+                Op::Place(p) => {
+                    let (Some(Entry::Ints(Ints::Ids)), Some(Entry::Images)) = (operands.get(1), operands.get(2)) else {
+                        return Err(unsupported("it must put images at the tokens of the text"));
+                    };
+                    let these = Images { token: p.token, width };
+                    if self.images.replace(these).is_some_and(|others| others != these) {
+                        return Err(unsupported("one token stands for images, not several"));
+                    }
+                    self.flat.steps.push(Flat::Image { x: value(0)?, out });
+                }
                 Op::Embedding(e) => {
                     let Some(Entry::Ints(ints)) = operands.first().copied() else {
                         return Err(unsupported("the indices must be token ids or positions"));
@@ -373,7 +389,7 @@ impl Builder<'_> {
             let fail = |why: &str| CudaError::Unsupported(format!("region {}: a result is {why}", region.name));
             match known.get(r).copied().ok_or_else(|| fail("not computed"))? {
                 Entry::Chosen(_) | Entry::Experts(..) => Err(fail("of experts, which must not leave the region")),
-                entry @ (Entry::Ints(_) | Entry::Cos(_) | Entry::Sin(_) | Entry::Value(_)) => Ok(entry),
+                entry @ (Entry::Ints(_) | Entry::Images | Entry::Cos(_) | Entry::Sin(_) | Entry::Value(_)) => Ok(entry),
             }
         };
         region.results().iter().map(result).collect()

@@ -53,6 +53,13 @@ impl Maker<'_, '_> {
                 let index = args.add(Place::Given(Given::Ints(*ints)), Kind::Ints);
                 Step::Embed { table, of: *of, index, offset: *offset, width: width(*out), out: out_of(args, *out) }
             }
+            Flat::Image { x, out } => Step::Image {
+                x: x_of(args, *x),
+                images: args.add(Place::Images, Kind::Parameter),
+                index: args.add(Place::Given(Given::Places), Kind::Ints),
+                width: width(*out),
+                out: out_of(args, *out),
+            },
             Flat::RmsNorm { x, gain, heads, eps, out } => Step::RmsNorm {
                 x: x_of(args, *x),
                 gain: constant(args, gain),

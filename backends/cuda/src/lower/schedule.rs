@@ -317,6 +317,7 @@ impl Maker<'_, '_> {
                 }
             }
             Flat::Embed { .. }
+            | Flat::Image { .. }
             | Flat::RmsNorm { .. }
             | Flat::LayerNorm { .. }
             | Flat::Rope { .. }

@@ -14,7 +14,7 @@ mod step;
 
 pub(super) use elementwise::tanh;
 pub use experts::{Choice, Groups};
-pub use step::{Kind, Map, Out, Row, Step, Zip};
+pub use step::{Kind, Map, NO_IMAGE, Out, Row, Step, Zip};
 
 use cubecl::prelude::*;
 use half::{bf16, f16};
@@ -178,6 +178,11 @@ fn expand_to<O: cubecl::prelude::Float>(
                 Operand::Bf16(table) => embed::embed::expand(scope, table.clone(), index, to.array, base, spec, grid),
                 Operand::Ints(_) => unreachable!("tables are floats"),
             }
+        }
+        Step::Image { x, images, index, width, .. } => {
+            let (array, from) = rows(&x);
+            let (images, index) = (args[images].f32(), args[index].ints());
+            embed::image::expand(scope, array, images, index, to.array, base, from, width as u32, grid);
         }
         Step::RmsNorm { x, gain, heads, width, eps, .. } => {
             let spec = norm::Spec {

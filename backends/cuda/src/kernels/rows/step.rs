@@ -59,12 +59,17 @@ pub enum Zip {
     Mul,
 }
 
+/// The index of no row of an image.
+pub const NO_IMAGE: u32 = u32::MAX;
+
 /// One step. Arguments are given by number; `width` counts columns: of a row, or of one of `heads` heads.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[expect(missing_docs, reason = "the formulas name the fields")]
 pub enum Step {
     /// Row `index + offset` of a table `[rows, width]`.
     Embed { table: usize, of: Float, index: usize, offset: u32, width: usize, out: Out },
+    /// Row `index` of `images`, or `x` where that is [`NO_IMAGE`].
+    Image { x: Row, images: usize, index: usize, width: usize, out: Out },
     /// `x / sqrt(mean(x²) + eps) · gain` for each of `heads` parts of `width` columns.
     RmsNorm { x: Row, gain: Option<usize>, heads: usize, width: usize, eps: f32, out: Out },
     /// `(x − mean) / sqrt(var + eps) · gain + bias` for each of `heads` parts of `width` columns. Gain and bias are those
@@ -116,6 +121,7 @@ impl Step {
     pub(super) fn word(&self) -> &'static str {
         match self {
             Step::Embed { .. } => "embed",
+            Step::Image { .. } => "image",
             Step::RmsNorm { .. } => "rms_norm",
             Step::LayerNorm { .. } => "layer_norm",
             Step::Rope { .. } => "rope",
@@ -135,6 +141,7 @@ impl Step {
     pub(super) fn columns(&self) -> usize {
         match self {
             Step::Embed { width, .. }
+            | Step::Image { width, .. }
             | Step::Map { width, .. }
             | Step::Zip { width, .. }
             | Step::Softmax { width, .. }
@@ -152,9 +159,10 @@ impl Step {
         let span = |row: &Row, width: usize| Span { arg: row.arg, from: row.col, to: row.col + width };
         match self {
             Step::Embed { .. } => Vec::new(),
-            Step::Map { x, width, .. } | Step::Repeat { x, width, .. } | Step::Softmax { x, width, .. } => {
-                vec![span(x, *width)]
-            }
+            Step::Image { x, width, .. }
+            | Step::Map { x, width, .. }
+            | Step::Repeat { x, width, .. }
+            | Step::Softmax { x, width, .. } => vec![span(x, *width)],
             Step::LayerNorm { x, heads, width, .. }
             | Step::RmsNorm { x, heads, width, .. }
             | Step::Rope { x, heads, width, .. } => vec![span(x, heads * width)],
@@ -175,6 +183,7 @@ impl Step {
     pub(super) fn out(&self) -> Out {
         match self {
             Step::Embed { out, .. }
+            | Step::Image { out, .. }
             | Step::RmsNorm { out, .. }
             | Step::LayerNorm { out, .. }
             | Step::Rope { out, .. }
@@ -190,7 +199,7 @@ impl Step {
     /// Whether column `c` of the result needs column `c` of the operands and no other.
     pub(super) fn columnwise(&self) -> bool {
         match self {
-            Step::Embed { .. } | Step::Map { .. } | Step::Zip { .. } => true,
+            Step::Embed { .. } | Step::Image { .. } | Step::Map { .. } | Step::Zip { .. } => true,
             Step::RmsNorm { .. }
             | Step::LayerNorm { .. }
             | Step::Rope { .. }
@@ -207,6 +216,7 @@ impl Step {
             Step::LayerNorm { heads, .. } | Step::RmsNorm { heads, .. } => *heads == 1,
             Step::Softmax { .. } | Step::Choose { .. } => true,
             Step::Embed { .. }
+            | Step::Image { .. }
             | Step::Rope { .. }
             | Step::Map { .. }
             | Step::Zip { .. }

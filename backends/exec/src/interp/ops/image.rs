@@ -51,28 +51,39 @@ pub fn place<B: Backend>(
 ) -> Result<FloatTensor<B>, String> {
     let (shape, of) = (dims::<B>(&x), dims::<B>(&rows));
     let ids = read_ints::<B>(ids)?;
-    let (found, there) = (ids.iter().filter(|id| **id == i64::from(op.token)).count(), of[0] * of[1]);
-    if found == 0 {
+    let (there, after) = (of[0] * of[1], ids.len());
+    let places = places(op.token, &ids, (of[0], of[1]))?;
+    if places.is_empty() {
         return Ok(x);
     }
-    if found != there {
-        return Err(format!(
-            "the text holds {found} image tokens ({}), {} images of {} rows need {there}: \
-             give as many images as the text has places for",
-            op.token, of[0], of[1]
-        ));
-    }
-    let mut next = ids.len();
-    let mut source = |(at, id): (usize, &i64)| {
-        if *id != i64::from(op.token) {
-            return at;
-        }
-        next += 1;
-        next - 1
-    };
-    let order: Vec<usize> = ids.iter().enumerate().map(&mut source).collect();
+    let order: Vec<usize> = places.into_iter().enumerate().map(|(at, row)| row.map_or(at, |row| after + row)).collect();
     let device = B::float_device(&x);
     let width = last(&shape);
     let all = vec![reshape::<B>(x, &[ids.len(), width]), reshape::<B>(rows, &[there, width])];
     Ok(reshape::<B>(B::float_select(B::float_cat(all, 0), 0, indices::<B>(&order, &device)), &shape))
+}
+
+/// The row of an image that stands at each token, if one does: the rows of `(images, rows)` one after the other where the
+/// tokens are `token`. Nothing if there is no such token.
+///
+/// # Errors
+/// When there are such tokens, but not as many as rows.
+pub fn places<I: Copy + Into<i64>>(
+    token: u32,
+    ids: &[I],
+    (images, rows): (usize, usize),
+) -> Result<Vec<Option<usize>>, String> {
+    let is_place = |id: &I| (*id).into() == i64::from(token);
+    let (found, there) = (ids.iter().filter(|id| is_place(id)).count(), images * rows);
+    if found == 0 {
+        return Ok(Vec::new());
+    }
+    if found != there {
+        return Err(format!(
+            "the text holds {found} image tokens ({token}), {images} images of {rows} rows need {there}: \
+             give as many images as the text has places for"
+        ));
+    }
+    let mut next = 0..there;
+    Ok(ids.iter().map(|id| is_place(id).then(|| next.next()).flatten()).collect())
 }
