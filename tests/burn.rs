@@ -6,6 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use awqc::burn::{self, ProfileOn};
+use awqc::cuda::Nvrtc;
 use awqc::engine::Engine;
 use awqc::exec::{Control, Logits};
 use awqc::generate;
@@ -199,7 +200,7 @@ fn what_is_missing_is_said_before_any_work() {
         assert!(!Path::new(&out).exists(), "{setting:?}");
     }
     // A driver without a compiler beside it, unless the machine has one where every program finds it.
-    if awqc::device::nvrtc(&[]).is_err() {
+    if Nvrtc::open(&[]).is_err() {
         let emulator = Emulator::emulated([]);
         for args in [&compile[..], &eval] {
             let done = awqc(&emulator, args, &[]);

@@ -8,6 +8,7 @@ mod demo;
 mod docs;
 mod goldens;
 mod gpu;
+mod nvrtc;
 mod run;
 mod test;
 mod vnni;

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::arm;
 use crate::docs::{Mode, docs};
+use crate::nvrtc;
 use crate::run::{cargo, command, run, show};
 
 /// Tests counted over all test binaries.
@@ -36,7 +37,15 @@ pub(crate) fn test() -> Result<()> {
     docs(Mode::Check, &BURN)?;
     let mut tally = Tally::default();
     let all = [&["test", "--workspace", "--no-fail-fast"], &BURN[..]].concat();
-    let here = tests(&mut command(&cargo, &all), &mut tally);
+    let mut all = command(&cargo, &all);
+    match nvrtc::fetch() {
+        Ok(folder) => drop(all.env(nvrtc::VARIABLE, folder)),
+        Err(e) => {
+            eprintln!("skipped: no kernel is compiled for a GPU: {e:#}");
+            tally.skipped += 1;
+        }
+    }
+    let here = tests(&mut all, &mut tally);
     let elsewhere = match arm::prepare() {
         Some(environment) => arm::check(&environment, &mut tally),
         None => {

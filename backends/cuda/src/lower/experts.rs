@@ -9,7 +9,7 @@ use awqc_ir::Op;
 use awqc_ir::op::{Dispatch, TopK};
 
 use super::constants::Matrix;
-use super::flat::{Flat, Home, Var};
+use super::flat::{Flat, FlatOp, Home, RowOp, Var};
 use super::schedule::{Maker, name};
 use super::{Builder, CHUNK, Entry};
 use crate::CudaError;
@@ -63,7 +63,7 @@ impl Builder<'_> {
         for (i, out) in outs.iter().enumerate() {
             self.flat.values[*out].home = Home::View(records, i * each);
         }
-        self.flat.steps.push(Flat::Choose { scores, bias, of, out: records });
+        self.flat.push(RowOp::Choose { scores, bias, of }, records);
         Ok(records)
     }
 
@@ -82,7 +82,7 @@ impl Builder<'_> {
     pub(super) fn combine(&mut self, operands: &[Entry], out: Var) -> Result<(), String> {
         match operands {
             [Entry::Experts(y, way), Entry::Value(w), Entry::Chosen(chosen)] if way.records == *chosen => {
-                self.flat.steps.push(Flat::Combine { y: *y, w: *w, out });
+                self.flat.push(RowOp::Combine { y: *y, w: *w }, out);
                 Ok(())
             }
             _other => Err("its rows must be those of the experts that it names".into()),
@@ -103,12 +103,12 @@ impl Builder<'_> {
             Some(route) => *route,
             None => {
                 let out = self.flat.value(route::words(stack.each as usize), Home::F32);
-                self.flat.steps.push(Flat::Route { records, stack, tile, out });
+                self.flat.push(FlatOp::Route { records, stack, tile }, out);
                 self.flat.routes.insert((records, tile), out);
                 out
             }
         };
-        self.flat.steps.push(Flat::Experts { weight, stack, records, route, tile, x, out });
+        self.flat.push(FlatOp::Experts { weight, stack, records, route, tile, x }, out);
     }
 }
 
@@ -126,7 +126,7 @@ impl Maker<'_, '_> {
 
     /// The launches of a product with stacked weights.
     pub(super) fn experts(&mut self, step: &Flat) -> Result<(), CudaError> {
-        let Flat::Experts { weight, stack, records, route, tile, x, out } = *step else { return Ok(()) };
+        let Flat { op: FlatOp::Experts { weight, stack, records, route, tile, x }, out } = *step else { return Ok(()) };
         let Stack { experts, each, .. } = stack;
         let call = Place::Given(Given::Call);
         let (rows, cols) = (self.program.values[out].width, self.program.values[x].width);

@@ -37,120 +37,82 @@ pub(super) struct Value {
     pub(super) home: Home,
 }
 
-/// The second operand of a [`Flat::Zip`].
+/// The second operand of a [`RowOp::Zip`].
 #[derive(Clone, Copy, Debug)]
 pub(super) enum By {
     Value(Var),
     Constant(usize),
 }
 
-/// A step. Constants are indices into those of the plan.
+/// A step.
 #[derive(Clone, Debug)]
-pub(super) enum Flat {
-    Embed { table: usize, of: Float, ints: Ints, offset: u32, out: Var },
-    Image { x: Var, out: Var },
-    RmsNorm { x: Var, gain: Option<usize>, heads: usize, eps: f32, out: Var },
-    LayerNorm { x: Var, gain: Option<usize>, bias: Option<usize>, heads: usize, each: bool, eps: f32, out: Var },
-    Rope { x: Var, angles: usize, pairs: usize, heads: usize, interleaved: bool, out: Var },
-    Map { x: Var, f: Map, out: Var },
-    Zip { a: Var, f: Map, b: By, zip: Zip, out: Var },
-    Packed { weight: usize, shape: Tiles, bias: Option<usize>, x: Var, out: Var },
-    Dense { weight: usize, of: Float, bias: Option<usize>, x: Var, out: Var },
-    Attend { op: Sdpa, q: Var, keys: Var, values: Var, out: Var },
-    Repeat { x: Var, times: usize, out: Var },
-    Softmax { x: Var, out: Var },
-    Choose { scores: Var, bias: Option<usize>, of: Choice, out: Var },
-    Combine { y: Var, w: Var, out: Var },
-    Route { records: Var, stack: Stack, tile: u32, out: Var },
-    Experts { weight: Matrix, stack: Stack, records: Var, route: Var, tile: u32, x: Var, out: Var },
+pub(super) struct Flat {
+    pub(super) op: FlatOp,
+    /// The value that it computes.
+    pub(super) out: Var,
 }
 
-impl Flat {
+/// What a step does. Constants are indices into those of the plan.
+#[derive(Clone, Debug)]
+pub(super) enum FlatOp {
+    Row(RowOp),
+    Packed { weight: usize, shape: Tiles, bias: Option<usize>, x: Var },
+    Dense { weight: usize, of: Float, bias: Option<usize>, x: Var },
+    Attend { op: Sdpa, q: Var, keys: Var, values: Var },
+    Route { records: Var, stack: Stack, tile: u32 },
+    Experts { weight: Matrix, stack: Stack, records: Var, route: Var, tile: u32, x: Var },
+}
+
+/// What treats each token by itself.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum RowOp {
+    Embed { table: usize, of: Float, ints: Ints, offset: u32 },
+    Image { x: Var },
+    RmsNorm { x: Var, gain: Option<usize>, heads: usize, eps: f32 },
+    LayerNorm { x: Var, gain: Option<usize>, bias: Option<usize>, heads: usize, each: bool, eps: f32 },
+    Rope { x: Var, angles: usize, pairs: usize, heads: usize, interleaved: bool },
+    Map { x: Var, f: Map },
+    Zip { a: Var, f: Map, b: By, zip: Zip },
+    Repeat { x: Var, times: usize },
+    Softmax { x: Var },
+    Choose { scores: Var, bias: Option<usize>, of: Choice },
+    Combine { y: Var, w: Var },
+}
+
+impl From<RowOp> for FlatOp {
+    fn from(op: RowOp) -> Self {
+        FlatOp::Row(op)
+    }
+}
+
+impl FlatOp {
     /// The values that the step reads.
     pub(super) fn reads(&self) -> Vec<Var> {
         match self {
-            Flat::Embed { .. } => Vec::new(),
-            Flat::Image { x, .. }
-            | Flat::RmsNorm { x, .. }
-            | Flat::LayerNorm { x, .. }
-            | Flat::Rope { x, .. }
-            | Flat::Map { x, .. }
-            | Flat::Packed { x, .. }
-            | Flat::Dense { x, .. }
-            | Flat::Repeat { x, .. }
-            | Flat::Softmax { x, .. }
-            | Flat::Choose { scores: x, .. }
-            | Flat::Route { records: x, .. }
-            | Flat::Zip { a: x, b: By::Constant(_), .. } => vec![*x],
-            Flat::Combine { y, w, .. } => vec![*y, *w],
-            Flat::Experts { records, route, x, .. } => vec![*x, *records, *route],
-            Flat::Zip { a, b: By::Value(b), .. } => vec![*a, *b],
-            Flat::Attend { q, keys, values, .. } => vec![*q, *keys, *values],
+            FlatOp::Row(op) => op.reads(),
+            FlatOp::Packed { x, .. } | FlatOp::Dense { x, .. } | FlatOp::Route { records: x, .. } => vec![*x],
+            FlatOp::Experts { records, route, x, .. } => vec![*x, *records, *route],
+            FlatOp::Attend { q, keys, values, .. } => vec![*q, *keys, *values],
         }
     }
+}
 
-    /// The value that it computes.
-    pub(super) fn out(&self) -> Var {
+impl RowOp {
+    /// The values that the step reads.
+    pub(super) fn reads(&self) -> Vec<Var> {
         match self {
-            Flat::Embed { out, .. }
-            | Flat::Image { out, .. }
-            | Flat::RmsNorm { out, .. }
-            | Flat::LayerNorm { out, .. }
-            | Flat::Rope { out, .. }
-            | Flat::Map { out, .. }
-            | Flat::Zip { out, .. }
-            | Flat::Packed { out, .. }
-            | Flat::Dense { out, .. }
-            | Flat::Attend { out, .. }
-            | Flat::Repeat { out, .. }
-            | Flat::Softmax { out, .. }
-            | Flat::Choose { out, .. }
-            | Flat::Combine { out, .. }
-            | Flat::Route { out, .. }
-            | Flat::Experts { out, .. } => *out,
-        }
-    }
-
-    fn set_out(&mut self, var: Var) {
-        match self {
-            Flat::Embed { out, .. }
-            | Flat::Image { out, .. }
-            | Flat::RmsNorm { out, .. }
-            | Flat::LayerNorm { out, .. }
-            | Flat::Rope { out, .. }
-            | Flat::Map { out, .. }
-            | Flat::Zip { out, .. }
-            | Flat::Packed { out, .. }
-            | Flat::Dense { out, .. }
-            | Flat::Attend { out, .. }
-            | Flat::Repeat { out, .. }
-            | Flat::Softmax { out, .. }
-            | Flat::Choose { out, .. }
-            | Flat::Combine { out, .. }
-            | Flat::Route { out, .. }
-            | Flat::Experts { out, .. } => *out = var,
-        }
-    }
-
-    /// Whether it treats each token by itself.
-    pub(super) fn is_row(&self) -> bool {
-        match self {
-            Flat::Embed { .. }
-            | Flat::Image { .. }
-            | Flat::RmsNorm { .. }
-            | Flat::LayerNorm { .. }
-            | Flat::Rope { .. }
-            | Flat::Map { .. }
-            | Flat::Zip { .. }
-            | Flat::Repeat { .. }
-            | Flat::Softmax { .. }
-            | Flat::Choose { .. }
-            | Flat::Combine { .. } => true,
-            Flat::Packed { .. }
-            | Flat::Dense { .. }
-            | Flat::Attend { .. }
-            | Flat::Route { .. }
-            | Flat::Experts { .. } => false,
+            RowOp::Embed { .. } => Vec::new(),
+            RowOp::Image { x }
+            | RowOp::RmsNorm { x, .. }
+            | RowOp::LayerNorm { x, .. }
+            | RowOp::Rope { x, .. }
+            | RowOp::Map { x, .. }
+            | RowOp::Repeat { x, .. }
+            | RowOp::Softmax { x }
+            | RowOp::Choose { scores: x, .. }
+            | RowOp::Zip { a: x, b: By::Constant(_), .. } => vec![*x],
+            RowOp::Combine { y, w } => vec![*y, *w],
+            RowOp::Zip { a, b: By::Value(b), .. } => vec![*a, *b],
         }
     }
 }
@@ -180,6 +142,11 @@ impl FlatProgram {
         self.values.len() - 1
     }
 
+    /// Appends a step.
+    pub(super) fn push(&mut self, op: impl Into<FlatOp>, out: Var) {
+        self.steps.push(Flat { op: op.into(), out });
+    }
+
     /// Columns of a value, in each of its rows.
     pub(super) fn window(&mut self, of: Var, col: usize, width: usize) -> Var {
         self.rows(width, self.values[of].rows, Home::View(of, col))
@@ -206,7 +173,7 @@ impl FlatProgram {
                 uses[root] += 1;
             }
         };
-        self.steps.iter().flat_map(Flat::reads).for_each(&mut count);
+        self.steps.iter().flat_map(|s| s.op.reads()).for_each(&mut count);
         self.results.iter().copied().for_each(&mut count);
         uses
     }
@@ -220,19 +187,19 @@ impl FlatProgram {
 
     /// The step that computes `var`, if it is the only one that writes its memory.
     fn maker(&self, var: Var) -> Option<usize> {
-        let mut makers = (0..self.steps.len()).filter(|i| self.root(self.steps[*i].out()).0 == var);
+        let mut makers = (0..self.steps.len()).filter(|i| self.root(self.steps[*i].out).0 == var);
         let first = makers.next()?;
-        (makers.next().is_none() && self.steps[first].out() == var).then_some(first)
+        (makers.next().is_none() && self.steps[first].out == var).then_some(first)
     }
 
     fn merge_functions(&mut self) {
         let uses = self.uses();
         let mut gone = vec![false; self.steps.len()];
         for i in 0..self.steps.len() {
-            let Flat::Zip { a, f: Map::Same, b, zip, out } = self.steps[i] else { continue };
+            let FlatOp::Row(RowOp::Zip { a, f: Map::Same, b, zip }) = self.steps[i].op else { continue };
             let merged = |var: Var| {
                 let maker = self.maker(var).filter(|_| uses[var] == 1)?;
-                let Flat::Map { x, f, .. } = self.steps[maker] else { return None };
+                let FlatOp::Row(RowOp::Map { x, f }) = self.steps[maker].op else { return None };
                 (maker < i).then_some((maker, x, f))
             };
             let (maker, a, f, b) = match (merged(a), b) {
@@ -244,7 +211,7 @@ impl FlatProgram {
                 (None, By::Constant(_)) => continue,
             };
             gone[maker] = true;
-            self.steps[i] = Flat::Zip { a, f, b, zip, out };
+            self.steps[i].op = RowOp::Zip { a, f, b, zip }.into();
         }
         let mut gone = gone.into_iter();
         self.steps.retain(|_| !gone.next().unwrap_or(false));
@@ -254,19 +221,20 @@ impl FlatProgram {
         let uses = self.uses();
         let mut gone = vec![false; self.steps.len()];
         for (i, gone) in gone.iter_mut().enumerate() {
-            let Flat::Map { x, f: Map::Same, out } = self.steps[i] else { continue };
+            let Flat { op: FlatOp::Row(RowOp::Map { x, f: Map::Same }), out } = self.steps[i] else { continue };
             let Some(maker) = self.maker(x).filter(|m| uses[x] == 1 && *m < i) else { continue };
-            let fits = match (&self.steps[maker], self.values[out].home) {
-                (Flat::Attend { .. }, home) => home == Home::F16,
-                (step, _) => step.is_row() && self.values[out].rows == self.values[x].rows,
+            let fits = match &self.steps[maker].op {
+                FlatOp::Attend { .. } => self.values[out].home == Home::F16,
+                FlatOp::Row(_) => self.values[out].rows == self.values[x].rows,
+                FlatOp::Packed { .. } | FlatOp::Dense { .. } | FlatOp::Route { .. } | FlatOp::Experts { .. } => false,
             };
             // A result of the same kind elsewhere, and nothing that reads or writes its memory in between.
             let root = self.root(out).0;
             let quiet = self.steps[maker + 1..i]
                 .iter()
-                .all(|s| self.root(s.out()).0 != root && s.reads().iter().all(|r| self.root(*r).0 != root));
+                .all(|s| self.root(s.out).0 != root && s.op.reads().iter().all(|r| self.root(*r).0 != root));
             if fits && quiet {
-                self.steps[maker].set_out(out);
+                self.steps[maker].out = out;
                 *gone = true;
             }
         }
@@ -286,16 +254,15 @@ mod tests {
         let (g, u) = (p.value(4, Home::View(gu, 0)), p.value(4, Home::View(gu, 4)));
         let (s, m, h) = (p.value(4, Home::F32), p.value(4, Home::F32), p.value(4, Home::F16));
         p.given = vec![gu, x];
-        p.steps = vec![
-            Flat::Map { x: g, f: Map::Silu, out: s },
-            Flat::Zip { a: u, f: Map::Same, b: By::Value(s), zip: Zip::Mul, out: m },
-            Flat::Map { x: m, f: Map::Same, out: h },
-        ];
+        p.push(RowOp::Map { x: g, f: Map::Silu }, s);
+        p.push(RowOp::Zip { a: u, f: Map::Same, b: By::Value(s), zip: Zip::Mul }, m);
+        p.push(RowOp::Map { x: m, f: Map::Same }, h);
         p.results = vec![h];
         p.tighten();
-        assert!(
-            matches!(p.steps[..], [Flat::Zip { a, f: Map::Silu, b: By::Value(b), out, .. }] if (a, b, out) == (g, u, h))
-        );
+        let [Flat { op: FlatOp::Row(RowOp::Zip { a, f: Map::Silu, b: By::Value(b), .. }), out }] = p.steps[..] else {
+            panic!("{:?}", p.steps)
+        };
+        assert_eq!((a, b, out), (g, u, h));
     }
 
     #[test]
@@ -303,7 +270,8 @@ mod tests {
         let mut p = FlatProgram::default();
         let (x, y, h) = (p.value(4, Home::F32), p.value(4, Home::F32), p.value(4, Home::F16));
         p.given = vec![x];
-        p.steps = vec![Flat::Map { x, f: Map::Silu, out: y }, Flat::Map { x: y, f: Map::Same, out: h }];
+        p.push(RowOp::Map { x, f: Map::Silu }, y);
+        p.push(RowOp::Map { x: y, f: Map::Same }, h);
         p.results = vec![y, h];
         p.tighten();
         assert_eq!(p.steps.len(), 2);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::flat::{FlatProgram, Home};
+use super::flat::{FlatProgram, Home, Var};
 use super::schedule::{ALIGN, Group};
 
 /// Where values lie.
@@ -25,16 +25,16 @@ impl Memory {
         let mut first: Vec<Option<usize>> = vec![None; program.values.len()];
         let mut last: Vec<usize> = vec![0; program.values.len()];
         for (g, group) in groups.iter().enumerate() {
-            let steps = match group {
-                Group::Rows(steps) => steps.as_slice(),
-                Group::One(step) => std::slice::from_ref(step),
-            };
-            for step in steps {
-                let out = program.root(step.out()).0;
+            let mut use_by = |reads: Vec<Var>, out: Var| {
+                let out = program.root(out).0;
                 first[out].get_or_insert(g);
-                for var in step.reads().into_iter().map(|r| program.root(r).0).chain([out]) {
+                for var in reads.into_iter().map(|r| program.root(r).0).chain([out]) {
                     last[var] = last[var].max(g);
                 }
+            };
+            match group {
+                Group::Rows(steps) => steps.iter().for_each(|(op, out)| use_by(op.reads(), *out)),
+                Group::One(step) => use_by(step.op.reads(), step.out),
             }
         }
         program.results.iter().for_each(|r| last[program.root(*r).0] = groups.len());

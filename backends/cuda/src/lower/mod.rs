@@ -22,7 +22,7 @@ use awqc_ir::{FusedDef, Region, TensorSource, ValueId, Verified, WeightId};
 
 use self::constants::{Constants, Matrix};
 use self::experts::Way;
-use self::flat::{By, Flat, FlatProgram, Home, Var};
+use self::flat::{By, FlatOp, FlatProgram, Home, RowOp, Var};
 use self::schedule::{ALIGN, Kernels, schedule};
 use crate::CudaError;
 use crate::arch::Arch;
@@ -236,7 +236,7 @@ impl Builder<'_> {
             match op.clone() {
                 // The angles are a table, and no row moves to its experts.
                 Op::RopeTable(_) | Op::Dispatch(_) => {}
-                Op::Softmax(_) => self.flat.steps.push(Flat::Softmax { x: value(0)?, out }),
+                Op::Softmax(_) => self.flat.push(RowOp::Softmax { x: value(0)? }, out),
                 Op::TopK(op) => {
                     let bias = self.constants.vector(region, weights.first().copied(), 0.0)?;
                     let records = self.choose(&op, value(0)?, bias, &outs).map_err(|why| unsupported(&why))?;
@@ -262,7 +262,7 @@ impl Builder<'_> {
                     if self.images.replace(these).is_some_and(|others| others != these) {
                         return Err(unsupported("one token stands for images, not several"));
                     }
-                    self.flat.steps.push(Flat::Image { x: value(0)?, out });
+                    self.flat.push(RowOp::Image { x: value(0)? }, out);
                 }
                 Op::Embedding(e) => {
                     let Some(Entry::Ints(ints)) = operands.first().copied() else {
@@ -271,7 +271,7 @@ impl Builder<'_> {
                     let table = *weights.first().ok_or_else(|| unsupported("a table is missing"))?;
                     let (table, of, rows, _) = self.constants.float_matrix(region, table)?;
                     self.tables.push(Table { of: ints, rows, offset: e.offset });
-                    self.flat.steps.push(Flat::Embed { table, of, ints, offset: e.offset, out });
+                    self.flat.push(RowOp::Embed { table, of, ints, offset: e.offset }, out);
                 }
                 Op::Linear(_) => {
                     let weight = *weights.first().ok_or_else(|| unsupported("a weight is missing"))?;
@@ -281,18 +281,18 @@ impl Builder<'_> {
                         matrix if let Some(way) = way => self.stacked(matrix, way, &mut halves, x, out),
                         Matrix::Packed { weight, shape } => {
                             let x = self.half(&mut halves, x);
-                            self.flat.steps.push(Flat::Packed { weight, shape, bias, x, out });
+                            self.flat.push(FlatOp::Packed { weight, shape, bias, x }, out);
                         }
                         Matrix::Dense { weight, of } => {
                             let x = self.whole(x);
-                            self.flat.steps.push(Flat::Dense { weight, of, bias, x, out });
+                            self.flat.push(FlatOp::Dense { weight, of, bias, x }, out);
                         }
                     }
                 }
                 Op::RmsNorm(n) => {
                     let gain = self.constants.vector(region, weights.first().copied(), n.offset as f32)?;
                     let heads = n.heads.map_or(1, |h| h as usize);
-                    self.flat.steps.push(Flat::RmsNorm { x: value(0)?, gain, heads, eps: n.eps as f32, out });
+                    self.flat.push(RowOp::RmsNorm { x: value(0)?, gain, heads, eps: n.eps as f32 }, out);
                 }
                 Op::LayerNorm(n) => {
                     let gain = self.constants.vector(region, weights.first().copied(), 0.0)?;
@@ -301,7 +301,7 @@ impl Builder<'_> {
                     let numbers = weights.first().map_or(0, |w| self.constants.len(region, *w));
                     let each = heads > 1 && numbers == width;
                     let eps = n.eps as f32;
-                    self.flat.steps.push(Flat::LayerNorm { x: value(0)?, gain, bias, heads, each, eps, out });
+                    self.flat.push(RowOp::LayerNorm { x: value(0)?, gain, bias, heads, each, eps }, out);
                 }
                 Op::Rope(r) => {
                     let (Some(Entry::Cos(angles)), Some(Entry::Sin(sin))) = (operands.get(1), operands.get(2)) else {
@@ -312,14 +312,13 @@ impl Builder<'_> {
                     }
                     let pairs = self.angles[*angles].dim as usize / 2;
                     let (x, angles) = (value(0)?, *angles);
-                    let step =
-                        Flat::Rope { x, angles, pairs, heads: r.heads as usize, interleaved: r.interleaved, out };
-                    self.flat.steps.push(step);
+                    let (heads, interleaved) = (r.heads as usize, r.interleaved);
+                    self.flat.push(RowOp::Rope { x, angles, pairs, heads, interleaved }, out);
                 }
                 Op::Sdpa(op) => {
                     let (q, k, v) = (value(0)?, value(1)?, value(2)?);
                     let (keys, values) = (self.cache(k), self.cache(v));
-                    self.flat.steps.push(Flat::Attend { op, q, keys, values, out });
+                    self.flat.push(FlatOp::Attend { op, q, keys, values }, out);
                 }
                 Op::Silu(_) => self.map(value(0)?, Map::Silu, out),
                 Op::Gelu(g) => {
@@ -348,7 +347,7 @@ impl Builder<'_> {
                     if other != width {
                         return Err(unsupported("both sides must have the same channels"));
                     }
-                    self.flat.steps.push(Flat::Zip { a: value(0)?, f: Map::Same, b: by, zip, out });
+                    self.flat.push(RowOp::Zip { a: value(0)?, f: Map::Same, b: by, zip }, out);
                 }
                 Op::Split(s) => {
                     let (from, heads) = (value(0)?, s.heads.max(1) as usize);
@@ -378,7 +377,7 @@ impl Builder<'_> {
                     }
                 }
                 Op::Repeat(r) => {
-                    self.flat.steps.push(Flat::Repeat { x: value(0)?, times: r.times as usize, out });
+                    self.flat.push(RowOp::Repeat { x: value(0)?, times: r.times as usize }, out);
                 }
                 Op::Fused(f) => return Err(unsupported(&format!("@{} is not defined", f.callee))),
             }
@@ -396,7 +395,7 @@ impl Builder<'_> {
     }
 
     fn map(&mut self, x: Var, f: Map, out: Var) {
-        self.flat.steps.push(Flat::Map { x, f, out });
+        self.flat.push(RowOp::Map { x, f }, out);
     }
 
     /// Copies a value into columns of another.

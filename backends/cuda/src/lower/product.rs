@@ -2,7 +2,7 @@
 
 use awqc_ir::tiles::Tiles;
 
-use super::flat::{Flat, FlatProgram, Home};
+use super::flat::{FlatOp, FlatProgram, Home};
 use super::schedule::{Kernels, schedule};
 use crate::CudaError;
 use crate::arch::Arch;
@@ -33,7 +33,7 @@ pub fn product(arch: &Arch, shape: &Tiles, tokens: usize) -> Result<Product, Cud
     let x = flat.value(shape.cols(), Home::F16);
     let out = flat.value(shape.rows(), Home::F32);
     flat.given = vec![x];
-    flat.steps.push(Flat::Packed { weight: 0, shape: *shape, bias: None, x, out });
+    flat.push(FlatOp::Packed { weight: 0, shape: *shape, bias: None, x }, out);
     flat.results = vec![out];
     let mut kernels = Kernels::new(arch);
     let base = (2 * tokens * shape.cols()).next_multiple_of(super::schedule::ALIGN);

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::flat::{Flat, FlatProgram, Home, Var};
+use super::flat::{Flat, FlatOp, FlatProgram, Home, RowOp, Var};
 use super::memory::Memory;
 use crate::CudaError;
 use crate::arch::Arch;
@@ -127,7 +127,7 @@ pub(super) struct Scheduled {
 
 /// A step between two launches, or several that become one.
 pub(super) enum Group<'p> {
-    Rows(Vec<&'p Flat>),
+    Rows(Vec<(RowOp, Var)>),
     One(&'p Flat),
 }
 
@@ -140,12 +140,17 @@ pub(super) fn schedule(
     kernels: &mut Kernels<'_>,
 ) -> Result<Scheduled, CudaError> {
     let mut groups: Vec<Group<'_>> = Vec::new();
-    let rows = |step: &Flat| program.values[step.out()].rows;
+    let rows = |out: Var| program.values[out].rows;
     for step in &program.steps {
+        let Flat { op: FlatOp::Row(op), out } = *step else {
+            groups.push(Group::One(step));
+            continue;
+        };
         match groups.last_mut() {
-            Some(Group::Rows(steps)) if step.is_row() && rows(steps[0]) == rows(step) => steps.push(step),
-            Some(_) | None if step.is_row() => groups.push(Group::Rows(vec![step])),
-            Some(_) | None => groups.push(Group::One(step)),
+            Some(Group::Rows(steps)) if steps.first().is_some_and(|(_, first)| rows(*first) == rows(out)) => {
+                steps.push((op, out));
+            }
+            Some(_) | None => groups.push(Group::Rows(vec![(op, out)])),
         }
     }
     let partials = partials(program, &groups, kernels.arch)?;
@@ -168,7 +173,7 @@ pub(super) fn schedule(
 
 /// The attention of a step, for few tokens.
 fn shape(program: &FlatProgram, step: &Flat, splits: Option<usize>) -> Result<Option<Shape>, CudaError> {
-    let Flat::Attend { op, q, values, out, .. } = step else { return Ok(None) };
+    let Flat { op: FlatOp::Attend { op, q, values, .. }, out } = step else { return Ok(None) };
     let (heads, kv_heads) = (op.heads as usize, op.kv_heads as usize);
     let (key, value) = (program.values[*q].width / heads, program.values[*values].width / kv_heads);
     let half = program.values[*out].home == Home::F16;
@@ -183,7 +188,9 @@ fn shape(program: &FlatProgram, step: &Flat, splits: Option<usize>) -> Result<Op
 fn partials(program: &FlatProgram, groups: &[Group<'_>], arch: &Arch) -> Result<Vec<usize>, CudaError> {
     let bytes = |group: &Group<'_>| match group {
         Group::Rows(_) => Ok(0),
-        Group::One(Flat::Packed { shape, .. }) => Ok(gemv::partials(shape, divide::splits(arch, shape)) * 4),
+        Group::One(Flat { op: FlatOp::Packed { shape, .. }, .. }) => {
+            Ok(gemv::partials(shape, divide::splits(arch, shape)) * 4)
+        }
         Group::One(step) => Ok(shape(program, step, None)?.map_or(0, |s| s.partials() * FEW * 4)),
     };
     groups.iter().map(bytes).collect()
@@ -242,8 +249,9 @@ impl Maker<'_, '_> {
     fn step(&mut self, step: &Flat, partials: usize) -> Result<(), CudaError> {
         let call = Place::Given(Given::Call);
         let (one, single) = (Extent::Fixed(1), Extent::Tokens(1));
-        match step {
-            Flat::Packed { weight, shape, bias, x, out } => {
+        let Flat { op, out } = step;
+        match op {
+            FlatOp::Packed { weight, shape, bias, x } => {
                 let place = Place::Constant(*weight);
                 let mut args = vec![place, place, self.row(*x).place];
                 args.extend(bias.map(Place::Constant));
@@ -268,7 +276,7 @@ impl Maker<'_, '_> {
                 let grid = [Extent::Fixed(panels.div_ceil(gemm::WARPS)), Extent::Tokens(gemm::TOKENS), one];
                 self.launch(many, grid, args, false, true);
             }
-            Flat::Dense { weight, of, bias, x, out } => {
+            FlatOp::Dense { weight, of, bias, x } => {
                 let (rows, cols) = (self.program.values[*out].width, self.program.values[*x].width);
                 let mut args = vec![Place::Constant(*weight), self.row(*x).place];
                 args.extend(bias.map(Place::Constant));
@@ -285,7 +293,7 @@ impl Maker<'_, '_> {
                     [Extent::Fixed(rows.div_ceil(dense::ROWS as usize) as u32), Extent::Tokens(dense::TOKENS), one];
                 self.launch(kernel, grid, args, true, true);
             }
-            Flat::Attend { q, keys, values, out, .. } => {
+            FlatOp::Attend { q, keys, values, .. } => {
                 for many in [false, true] {
                     let Some(shape) = shape(self.program, step, many.then_some(1))? else { continue };
                     let out = self.row(*out).place;
@@ -316,19 +324,9 @@ impl Maker<'_, '_> {
                     }
                 }
             }
-            Flat::Embed { .. }
-            | Flat::Image { .. }
-            | Flat::RmsNorm { .. }
-            | Flat::LayerNorm { .. }
-            | Flat::Rope { .. }
-            | Flat::Map { .. }
-            | Flat::Zip { .. }
-            | Flat::Repeat { .. }
-            | Flat::Softmax { .. }
-            | Flat::Choose { .. }
-            | Flat::Combine { .. } => self.rows(&[step])?,
-            Flat::Route { records, stack, tile, out } => self.route(*records, *stack, *tile, *out)?,
-            Flat::Experts { .. } => self.experts(step)?,
+            FlatOp::Row(op) => self.rows(&[(*op, *out)])?,
+            FlatOp::Route { records, stack, tile } => self.route(*records, *stack, *tile, *out)?,
+            FlatOp::Experts { .. } => self.experts(step)?,
         }
         Ok(())
     }
@@ -355,7 +353,7 @@ mod tests {
         let mut flat = FlatProgram::default();
         let (x, out) = (flat.value(shape.cols(), Home::F16), flat.value(shape.rows(), Home::F32));
         flat.given = vec![x];
-        flat.steps = vec![Flat::Packed { weight: 0, shape, bias: None, x, out }];
+        flat.push(FlatOp::Packed { weight: 0, shape, bias: None, x }, out);
         flat.results = vec![out];
         let mut kernels = Kernels::new(Arch::find(90).unwrap());
         let base = 2 * FEW * shape.cols();
