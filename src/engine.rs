@@ -266,7 +266,11 @@ pub fn by_burn(model: &Model, args: &EngineArgs) -> bool {
 /// When there is no device that can run it, or something is asked for that only processors have.
 pub fn device(model: &Model, args: &EngineArgs, context: usize) -> Result<awqc_cuda::Session, Failure> {
     refuse_processors(args)?;
-    crate::device::session(model, args.ctx.unwrap_or(context))
+    let session = crate::device::session(model, args.ctx.unwrap_or(context))?;
+    if let Some(why) = session.uncaptured() {
+        say(&format!("warning: the driver makes no graph of a token's launches, so each is issued by itself ({why})"));
+    }
+    Ok(session)
 }
 
 /// The model on the device, by burn-cuda.

@@ -366,6 +366,10 @@ fn the_program_compiles_runs_and_explains_what_it_cannot() {
         assert_eq!(done.code, code, "{settings:?}: {}", done.err);
         assert!(done.err.contains(message), "{settings:?}: {}", done.err);
     }
+    // A driver without graphs is slower, and computes the same.
+    let done = eval(&[], &[("EMULATOR_GRAPHS", "0")]);
+    assert!(done.err.contains("warning: the driver makes no graph of a token's launches"), "{}", done.err);
+    assert_eq!(perplexity(done), device);
     let text = |more: &[&str]| {
         let done = awqc(&[&["bench", &out, "-p", "0", "-n", "1", "-r", "1", "--json"], more].concat(), &emulator, &[]);
         assert_eq!(done.code, 0, "{}", done.err);

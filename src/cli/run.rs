@@ -139,13 +139,15 @@ fn chat(model: &Model, args: &Args) -> Result<String, Failure> {
     render(&template, &turns, &token("bos_token"), &token("eos_token"))
 }
 
-/// The tokens that end a text: those of the generation settings, of the configuration, and the tokenizer's own.
+/// The tokens that end a text: those of the generation settings, of the configuration, and the tokenizer's own; and one
+/// that stands for an image, of which there are no more.
 fn stop_tokens(model: &Model, tokenizer: &Tokenizer) -> Result<Vec<i32>, Failure> {
     let ids = |value: &Json| -> Vec<i32> {
         let list = value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]);
         list.iter().filter_map(Json::as_i64).filter_map(|id| i32::try_from(id).ok()).collect()
     };
     let mut stop = model.config.get("eos_token_id").map(&ids).unwrap_or_default();
+    stop.extend(model.module.images().and_then(|images| i32::try_from(images.token?).ok()));
     if let Some(settings) = model.json("generation_config.json")? {
         stop.extend(ids(&settings["eos_token_id"]));
     }

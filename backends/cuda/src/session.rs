@@ -33,7 +33,9 @@ pub struct Session {
     /// What comes with a call, for few and for many tokens.
     given: [Inputs; 2],
     /// The launches of one token, for each [`Next`].
-    steps: [Option<Graph>; 3],
+    steps: [Option<Issue>; 3],
+    /// Why the driver did not capture them.
+    uncaptured: Option<String>,
     /// What the model's eye made of the images at hand.
     images: Option<Seen>,
     context: usize,
@@ -46,6 +48,14 @@ struct Seen {
     /// Rows of an image.
     rows: usize,
     buffer: Buffer,
+}
+
+/// How the launches of a token are issued.
+enum Issue {
+    /// At once.
+    Graph(Graph),
+    /// One by one, for the driver cannot capture them.
+    Each,
 }
 
 /// What becomes of a token's logits.
@@ -111,7 +121,7 @@ impl Session {
         };
         let caches = plan.caches.iter().map(cache).collect::<Result<Vec<_>, _>>()?;
         let given = [Inputs::new(&plan, &device, FEW)?, Inputs::new(&plan, &device, plan.chunk)?];
-        Ok(Self {
+        let mut session = Self {
             plan,
             device,
             functions,
@@ -121,10 +131,13 @@ impl Session {
             caches,
             given,
             steps: [None, None, None],
+            uncaptured: None,
             images: None,
             context,
             past: 0,
-        })
+        };
+        session.capture(Next::Logits);
+        Ok(session)
     }
 
     /// Positions that have been seen since the last reset.
@@ -171,6 +184,11 @@ impl Session {
         // Launches that were captured have the address of other images.
         self.steps = [None, None, None];
         Ok(())
+    }
+
+    /// Why the launches of a token are issued one by one, which is slower, and not as a graph; nothing if they are one.
+    pub fn uncaptured(&self) -> Option<&str> {
+        self.uncaptured.as_deref()
     }
 
     /// Forgets all earlier positions, and the images.
@@ -336,19 +354,30 @@ impl Session {
         self.device.upload(&inputs.buffer, call + 4 * Call::Tokens as usize, &(count as u32).to_le_bytes())
     }
 
-    /// The launches of one token, body and head, as a graph where the driver can capture them.
+    /// The launches of one token, body and head.
     fn token(&mut self, next: Next) -> Result<(), CudaError> {
         if self.steps[next as usize].is_none() {
-            // A driver that cannot capture runs the launches one by one.
-            self.steps[next as usize] = self.device.capture(|| self.launches(next)).ok();
+            self.capture(next);
         }
         self.launch_token(next)
     }
 
+    /// Makes a graph of a token's launches, where the driver can.
+    fn capture(&mut self, next: Next) {
+        let issue = match self.device.capture(|| self.launches(next)) {
+            Ok(graph) => Issue::Graph(graph),
+            Err(error) => {
+                self.uncaptured = Some(error.to_string());
+                Issue::Each
+            }
+        };
+        self.steps[next as usize] = Some(issue);
+    }
+
     fn launch_token(&self, next: Next) -> Result<(), CudaError> {
         match &self.steps[next as usize] {
-            Some(graph) => self.device.replay(graph),
-            None => self.launches(next),
+            Some(Issue::Graph(graph)) => self.device.replay(graph),
+            Some(Issue::Each) | None => self.launches(next),
         }
     }
 

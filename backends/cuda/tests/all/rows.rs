@@ -4,7 +4,7 @@ use awqc_cuda::arch::Arch;
 use awqc_cuda::driver::{Address, Buffer};
 use awqc_cuda::emit::Source;
 use awqc_cuda::kernels::Float;
-use awqc_cuda::kernels::rows::{Kind, Map, Out, Row, Rows, Step, Zip};
+use awqc_cuda::kernels::rows::{Kind, Map, NO_IMAGE, Out, Row, Rows, Step, Zip};
 use half::bf16;
 
 use crate::support::{Bench, Random, error, rounded};
@@ -61,6 +61,27 @@ fn tables_of_every_float_type() {
         assert_eq!(bench.read_f32(&out), want, "{of:?}");
         assert_eq!(kernel.0.blocks(), 2, "a wide row is divided");
     }
+}
+
+#[test]
+fn rows_of_images_stand_at_their_tokens() {
+    let width = 600;
+    let step = Step::Image { x: row(0, width), images: 1, index: 2, width, out: Out::F16(row(3, width)) };
+    let kernel = source(vec![step], vec![Kind::F32, Kind::Parameter, Kind::Ints, Kind::F16]);
+    let bench = Bench::new([&kernel.1]);
+    let mut random = Random::new(2);
+    let (x, images) = (random.floats(TOKENS * width), random.floats(5 * width));
+    for places in [[4, NO_IMAGE, 0], [NO_IMAGE; 3]] {
+        let out = bench.f16(&vec![f32::NAN; TOKENS * width]);
+        launch(&bench, &kernel, 0, &[&bench.f32(&x), &bench.f32(&images), &bench.u32(&places), &out]);
+        let from = |(t, place): (usize, &u32)| match *place {
+            NO_IMAGE => &x[t * width..][..width],
+            place => &images[place as usize * width..][..width],
+        };
+        let want: Vec<f32> = places.iter().enumerate().flat_map(from).copied().collect();
+        assert_eq!(bench.read_f16(&out), rounded(&want), "{places:?}");
+    }
+    assert_eq!(kernel.0.blocks(), 2, "a wide row is divided");
 }
 
 #[test]

@@ -118,6 +118,7 @@ fn kernels(arch: &Arch) -> Vec<Source> {
     let x = row(0, 4096);
     let steps = vec![
         Step::Embed { table: 4, of: Float::Bf16, index: 5, offset: 0, width: 4096, out: Out::F32(x) },
+        Step::Image { x, images: 2, index: 5, width: 4096, out: Out::F32(x) },
         Step::Zip { a: x, f: Map::GeluTanh, b: row(1, 4096), zip: Zip::Add, width: 4096, out: Out::F32(x) },
         Step::RmsNorm { x, gain: Some(2), heads: 32, width: 128, eps: 1e-6, out: Out::F32(x) },
         Step::Rope {

@@ -297,7 +297,10 @@ Status cuStreamCreate(void **stream, unsigned) { return *stream = &used, 0; }
 Status cuStreamDestroy_v2(void *) { return 0; }
 Status cuStreamSynchronize(void *) { return 0; }
 Status cuStreamWaitEvent(void *, void *, unsigned) { return 0; }
-Status cuStreamBeginCapture_v2(void *, int) { return capturing = new Graph, 0; }
+Status cuStreamBeginCapture_v2(void *, int) {
+    if (!setting("EMULATOR_GRAPHS", 1)) return 801;
+    return capturing = new Graph, 0;
+}
 Status cuStreamEndCapture(void *, void **graph) { return *graph = capturing, capturing = nullptr, 0; }
 Status cuGraphInstantiateWithFlags(void **exec, void *graph, uint64_t) {
     return *exec = new Graph(*static_cast<Graph *>(graph)), 0;
