@@ -50,8 +50,8 @@ impl Calibration {
         generate: impl FnOnce(usize, usize) -> Result<Vec<Vec<i32>>, Failure>,
     ) -> Result<Vec<Vec<i32>>, Failure> {
         let encode = |text: &str, what: &str| {
-            let otherwise = "give token ids with --calib-ids, let the model write its own text with --calib self, or round without \
-                             calibration, with --method rtn";
+            let otherwise = "give token ids with --calib-ids, let the model write its own text with --calib self, or \
+                             compile without calibration: `awqc compile --method rtn`";
             let tokenizer = model.tokenizer(otherwise)?;
             windows(&tokenizer.encode(text)?, length, samples, what)
         };

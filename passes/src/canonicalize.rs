@@ -3,6 +3,7 @@
 use awqc_ir::{Dim, Operand, Region, WeightExpr, WeightId};
 
 use crate::pass::{Changed, Fidelity, Pass, PassCx, PassError};
+use crate::remark::{RemarkKind, counted};
 use crate::rewrite;
 
 /// The rules for ops; weight terms follow in this file.
@@ -99,9 +100,14 @@ None.
 
     fn run(&self, region: &mut Region, cx: &mut PassCx<'_>) -> Result<Changed, PassError> {
         let mut changed = rewrite::run_text(RULES, region, cx)?;
+        let mut terms = 0;
         while cx.budget.allows() && simplify_one(region) {
             cx.budget.spend();
-            cx.remarks.count("weight terms", 1.0);
+            terms += 1;
+        }
+        if terms > 0 {
+            cx.remarks.count("weight terms", terms as f64);
+            cx.remarks.push(RemarkKind::Applied, format!("{} simplified", counted(terms, "weight term")));
             changed = Changed::Yes;
         }
         Ok(changed)

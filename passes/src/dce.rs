@@ -3,6 +3,7 @@
 use awqc_ir::{NodeId, Region, Uses};
 
 use crate::pass::{Changed, Fidelity, Pass, PassCx, PassError};
+use crate::remark::{RemarkKind, counted};
 
 /// See [`Pass::DOC`].
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +58,10 @@ Dead code elimination; ops have no side effects.
         }
         cx.remarks.count("removed", dead.len() as f64);
         dead.iter().for_each(|id| region.remove(*id));
-        Ok(if dead.is_empty() { Changed::No } else { Changed::Yes })
+        if dead.is_empty() {
+            return Ok(Changed::No);
+        }
+        cx.remarks.push(RemarkKind::Applied, format!("{} removed that nothing uses", counted(dead.len() as u64, "op")));
+        Ok(Changed::Yes)
     }
 }

@@ -4,7 +4,7 @@ use awqc_ir::{Layout, Op, Operand, Region, Type, WeightExpr, WeightId};
 use serde::{Deserialize, Serialize};
 
 use crate::pass::{Changed, Fidelity, Pass, PassCx, PassError};
-use crate::remark::RemarkKind;
+use crate::remark::{RemarkKind, counted};
 
 /// See the documentation of the pass.
 #[derive(Clone, Debug)]
@@ -57,7 +57,7 @@ The reordering of AWQ, arXiv 2306.00978, section 4.2; the order itself is that o
     }
 
     fn run(&self, region: &mut Region, cx: &mut PassCx<'_>) -> Result<Changed, PassError> {
-        let mut packed = 0;
+        let mut packed = 0u32;
         for weight in packable(region, self.layout) {
             if !cx.budget.allows() {
                 break;
@@ -71,7 +71,7 @@ The reordering of AWQ, arXiv 2306.00978, section 4.2; the order itself is that o
             return Ok(Changed::No);
         }
         cx.remarks.count("weights", f64::from(packed));
-        cx.remarks.push(RemarkKind::Applied, format!("{packed} weights packed as {}", self.layout));
+        cx.remarks.push(RemarkKind::Applied, format!("{} packed as {}", counted(packed.into(), "weight"), self.layout));
         Ok(Changed::Yes)
     }
 }

@@ -9,7 +9,7 @@ use crate::analysis::linears::{linears, units};
 use crate::exec::Afterwards;
 use crate::facts::{FEW_TOKENS, InputStats};
 use crate::pass::{Changed, Fidelity, Pass, PassCx, PassError};
-use crate::remark::RemarkKind;
+use crate::remark::{RemarkKind, counted};
 
 /// See the documentation of the pass.
 #[derive(Clone, Debug)]
@@ -79,10 +79,15 @@ The statistics of AWQ (arXiv 2306.00978, section 3.2) and, with the Gram matrix,
                 [one] => one.tokens.into(),
                 experts => experts.iter().map(|s| s.tokens).collect::<Vec<_>>().into(),
             };
+            let (name, channels) = (&*region.value(*tap).name, sets.first().map_or(0, InputStats::channels));
+            cx.remarks.push(
+                RemarkKind::Applied,
+                format!("%{name}: {}, {channels} channels, magnitudes up to {largest:.3}", seen(&sets)),
+            );
             cx.remarks.record(serde_json::json!({
-                "value": &*region.value(*tap).name,
+                "value": name,
                 "tokens": tokens,
-                "channels": sets.first().map_or(0, InputStats::channels),
+                "channels": channels,
                 "max_abs": largest,
             }));
             if let Some(line) = rare(&sets) {
@@ -111,6 +116,15 @@ fn bind(region: &Region, widths: &[u8], cx: &mut PassCx<'_>) -> Result<(), PassE
         cx.facts.widths.extend(unit.iter().map(|l| (l.input, *bits)));
     }
     Ok(())
+}
+
+/// How many tokens the statistics of one value, or of its experts, were taken of.
+fn seen(sets: &[InputStats]) -> String {
+    let (fewest, most) = sets.iter().fold((u64::MAX, 0), |(a, b), s| (a.min(s.tokens), b.max(s.tokens)));
+    match sets {
+        [_, _, ..] => format!("{} with {fewest} to {most} tokens", counted(sets.len() as u64, "expert")),
+        [] | [_] => counted(most, "token"),
+    }
 }
 
 /// Which experts saw too few tokens to be searched for.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::analysis::linears::{LinearUse, label, quantizable, weights};
 use crate::pass::{Changed, Fidelity, Pass, PassCx, PassError};
-use crate::remark::RemarkKind;
+use crate::remark::{RemarkKind, counted};
 use crate::rtn;
 use crate::scheme::Scheme;
 
@@ -177,7 +177,7 @@ sensitivity: HAWQ-V2, arXiv 1911.03852; the measure of it: K-FAC, arXiv 1503.056
 
     fn run(&self, region: &mut Region, cx: &mut PassCx<'_>) -> Result<Changed, PassError> {
         let linears = quantizable(region);
-        let mut done: BTreeMap<String, usize> = BTreeMap::new();
+        let mut done: BTreeMap<String, u64> = BTreeMap::new();
         let mut last = compensate::Last::default();
         for weight in weights(&linears) {
             if !cx.budget.allows() {
@@ -221,7 +221,7 @@ sensitivity: HAWQ-V2, arXiv 1911.03852; the measure of it: K-FAC, arXiv 1503.056
             return Ok(Changed::No);
         }
         for (quant, count) in done {
-            cx.remarks.push(RemarkKind::Applied, format!("{count} weights rounded to {quant}"));
+            cx.remarks.push(RemarkKind::Applied, format!("{} rounded to {quant}", counted(count, "weight")));
         }
         Ok(Changed::Yes)
     }

@@ -29,6 +29,11 @@ pub struct Remark {
     pub message: String,
 }
 
+/// `1 weight`, `2 weights`: what people read of a number of things.
+pub fn counted(count: u64, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
+}
+
 /// Collects messages and counters; the manager sets pass and region.
 #[derive(Clone, Debug, Default)]
 pub struct Remarks {

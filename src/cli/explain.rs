@@ -3,10 +3,13 @@
 use std::path::PathBuf;
 
 use awqc_exec::{Control, HostExecutor};
+use awqc_passes::pack::Pack;
 use awqc_passes::pipeline::{Pipeline, Step};
 use awqc_passes::profile::Profile;
 use awqc_passes::quantize::Quantize;
-use awqc_passes::{Fidelity, Pass, RemarkKind, Remarks};
+use awqc_passes::quantize_head::QuantizeHead;
+use awqc_passes::remark::counted;
+use awqc_passes::{Changed, Fidelity, Pass, RegionReport, RemarkKind, Remarks};
 
 use super::calibrate::CalibrationArgs;
 use super::{Context, print_json};
@@ -48,6 +51,10 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
         None => before(context, args)?,
     };
     let mut manager = args.watch.manager(&context.registry, &pipeline, &context.interrupt)?;
+    let Some(at) = place(&pipeline, &args.pass) else {
+        return Err(Failure::new(Exit::Usage, format!("--passes do not run `{}`", args.pass))
+            .help("put it into the pipeline, or leave out --passes"));
+    };
     let control = Control::new().with_interrupt(context.interrupt.flag());
     let mut exec = HostExecutor::new(model.source.clone()).with_control(control);
     if profiles(&pipeline) {
@@ -77,14 +84,24 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
             };
             print(&format!("{:<8} {kind:<8} {}\n", remark.region, remark.message));
         }
-        if own.is_empty() && done.is_ok() {
-            print(&format!("{} found nothing to do\n", args.pass));
+        if let (true, Ok(reports)) = (own.is_empty(), &done) {
+            let changed = |r: &RegionReport| r.changed.get(at) == Some(&Changed::Yes);
+            print(&match reports.iter().filter(|r| changed(r)).count() as u64 {
+                0 => format!("{} found nothing to do\n", args.pass),
+                n => format!("{} changed {}; --print-ir-change shows what\n", args.pass, counted(n, "region")),
+            });
         }
     }
     done.map(|_| ()).map_err(|e| crate::compile::pass_failure(&e))
 }
 
-/// The passes of the target before this one, and it. A structural pass needs only other structural ones.
+/// Where a pipeline first names a pass.
+fn place(pipeline: &str, pass: &str) -> Option<usize> {
+    pipeline.parse::<Pipeline>().ok()?.steps.iter().position(|s| s.name == pass)
+}
+
+/// The passes of the target before this one, and it. A structural pass needs only other structural ones; `pack` also
+/// what it packs, rounded in any way.
 fn before(context: &Context, args: &Args) -> Result<String, Failure> {
     let Some(info) = context.registry.get(&args.pass) else {
         // The manager's own message names the nearest pass.
@@ -102,7 +119,8 @@ fn before(context: &Context, args: &Args) -> Result<String, Failure> {
     let structural =
         |name: &str| context.registry.get(name).is_some_and(|p| p.fidelity == Fidelity::Exact) && name != Profile::NAME;
     if structural(&info.name) {
-        pipeline.steps.retain(|s| structural(&s.name));
+        let packed = |name: &str| info.name == Pack::NAME && [Quantize::NAME, QuantizeHead::NAME].contains(&name);
+        pipeline.steps.retain(|s| structural(&s.name) || packed(&s.name));
         pipeline.steps.push(own);
     } else {
         pipeline.steps.push(own);
