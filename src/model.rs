@@ -78,6 +78,19 @@ impl Model {
         head.value(*head.results().first()?).ty.channels()
     }
 
+    /// The positions that the model was made for, where its configuration says so.
+    pub fn positions(&self) -> Option<u64> {
+        let text = self.config.get("text_config").and_then(serde_json::Value::as_object).unwrap_or(&self.config);
+        let own = ["max_position_embeddings", "n_positions"].iter().find_map(|key| text.get(*key)?.as_u64())?;
+        // With scaled rotations some configurations count what the scaling reaches, others what was trained before it.
+        let scaled = ["rope_scaling", "rope_parameters"].iter().find_map(|key| {
+            let scaling = text.get(*key)?;
+            let trained = scaling["original_max_position_embeddings"].as_u64().unwrap_or(own);
+            Some((scaling["factor"].as_f64()? * trained as f64) as u64)
+        });
+        Some(own.max(scaled.unwrap_or(0)))
+    }
+
     /// A file that goes with the model.
     ///
     /// # Errors

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use awqc_passes::remark::counted;
+use clap::ArgGroup;
 use serde_json::Value as Json;
 
 use super::{Context, print_json};
@@ -11,18 +13,23 @@ use crate::failure::{Exit, Failure};
 use crate::generate::{Settings, generate};
 use crate::images::{MARK, encode, marked, pixels};
 use crate::model::Model;
-use crate::progress::print;
+use crate::progress::{print, say};
 use crate::sample::Sampling;
 use crate::tokens::Tokenizer;
 
 /// Generate text.
 #[derive(clap::Args)]
+#[command(group = ArgGroup::new("begin").args(["prompt", "prompt_ids"]).required(true))]
 pub(super) struct Args {
     /// The model.
     model: PathBuf,
     /// What to continue, or, with --chat, to answer.
     #[arg(long, short)]
-    prompt: String,
+    prompt: Option<String>,
+    /// Token ids to continue in place of a text. A model without a tokenizer answers in token ids, too.
+    #[arg(long, value_name = "ID,…", value_delimiter = ',', value_parser = clap::value_parser!(i32).range(0..),
+          conflicts_with_all = ["chat", "system", "image"])]
+    prompt_ids: Vec<i32>,
     /// An image (PNG or JPEG) for a model that takes them: where `<image>` stands in the prompt, at its beginning if that
     /// stands nowhere. Once for each image.
     #[arg(long, value_name = "FILE")]
@@ -50,15 +57,20 @@ pub(super) struct Args {
     seed: u64,
     #[command(flatten)]
     engine: EngineArgs,
-    /// Print one JSON object with prompt, text and tokens.
+    /// Print one JSON object with prompt, text and tokens; what there is no text of is null.
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     let model = Model::open(&args.model)?;
-    let tokenizer = model.tokenizer("put the one of the original model into its folder")?;
-    let prompt = if args.chat { chat(&model, args)? } else { args.prompt.clone() };
+    let help = "put the one of the original model into its folder, or give token ids with --prompt-ids";
+    let reads = args.prompt.is_some() || model.file("tokenizer.json")?.is_some();
+    let tokenizer = reads.then(|| model.tokenizer(help)).transpose()?;
+    let prompt = match &args.prompt {
+        Some(prompt) if args.chat => Some(chat(&model, args, prompt)?),
+        given => given.clone(),
+    };
     let images = match (model.module.images(), args.image.len()) {
         (_, 0) => None,
         (None, _) => {
@@ -68,16 +80,17 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
         }
         (Some(images), _) => Some(images),
     };
-    let ids = match &images {
-        Some(images) => encode(&tokenizer, &prompt, images, args.image.len())?,
-        None => tokenizer.encode(&prompt)?,
+    let ids = match (&tokenizer, &prompt, &images) {
+        (Some(tokenizer), Some(prompt), Some(images)) => encode(tokenizer, prompt, images, args.image.len())?,
+        (Some(tokenizer), Some(prompt), None) => tokenizer.encode(prompt)?,
+        (_, None, _) | (None, _, _) => args.prompt_ids.clone(),
     };
     if ids.is_empty() {
         return Err(Failure::new(Exit::Usage, "the prompt is empty"));
     }
     let settings = Settings {
         max_tokens: args.max_tokens,
-        stop: stop_tokens(&model, &tokenizer)?,
+        stop: stop_tokens(&model, tokenizer.as_ref())?,
         sampling: Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p },
         seed: args.seed,
     };
@@ -90,6 +103,13 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
         )
         .help("make more room, or lower --max-tokens"));
     }
+    if let Some(made) = model.positions().filter(|made| (needed as u64) > *made) {
+        let (prompt, new) = (counted(ids.len() as u64, "token"), args.max_tokens);
+        say(&format!(
+            "warning: {prompt} of prompt and up to {new} new ones are more than the {made} positions that the model \
+             was made for: text beyond them may make no sense"
+        ));
+    }
     let pixels = images.map(|images| pixels(&model, &images, &args.image)).transpose()?;
     let mut engine = engine(&model, &args.engine, needed, context.threads, &context.interrupt)?;
     if let Some(pixels) = pixels {
@@ -99,6 +119,10 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     let mut tokens = Vec::new();
     let mut show = |token: i32| {
         tokens.push(token);
+        let Some(tokenizer) = &tokenizer else {
+            let blank = if tokens.len() == 1 { "" } else { " " };
+            return args.json || print(&format!("{blank}{token}"));
+        };
         // A token may end inside a character: only whole ones are shown.
         let Ok(text) = tokenizer.decode(&tokens) else { return true };
         let whole = text.trim_end_matches('\u{fffd}');
@@ -108,7 +132,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     };
     let new = generate(engine.as_mut(), &ids, &settings, &context.interrupt, &mut show)?;
     if args.json {
-        let text = tokenizer.decode(&new)?;
+        let text = tokenizer.as_ref().map(|t| t.decode(&new)).transpose()?;
         print_json(&serde_json::json!({ "prompt": prompt, "text": text, "prompt_ids": ids, "ids": new }))?;
     } else {
         print("\n");
@@ -117,7 +141,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
 }
 
 /// The prompt in the model's chat template.
-fn chat(model: &Model, args: &Args) -> Result<String, Failure> {
+fn chat(model: &Model, args: &Args, prompt: &str) -> Result<String, Failure> {
     let config = model.json("tokenizer_config.json")?.unwrap_or(Json::Null);
     let beside = model.file("chat_template.jinja")?.and_then(|b| String::from_utf8(b).ok());
     let alone = model.json("chat_template.json")?.and_then(|v| Some(v["chat_template"].as_str()?.to_owned()));
@@ -132,7 +156,7 @@ fn chat(model: &Model, args: &Args) -> Result<String, Failure> {
     };
     let turn = |role: &str, text: &str| Turn { role: role.into(), content: content(text) };
     let system = args.system.iter().map(|s| turn("system", s));
-    let turns: Vec<Turn> = system.chain([turn("user", &marked(&args.prompt, args.image.len()))]).collect();
+    let turns: Vec<Turn> = system.chain([turn("user", &marked(prompt, args.image.len()))]).collect();
     // A special token stands in the configuration as text or as an object with its text.
     let token =
         |key: &str| config[key].as_str().or_else(|| config[key]["content"].as_str()).unwrap_or_default().to_owned();
@@ -141,7 +165,7 @@ fn chat(model: &Model, args: &Args) -> Result<String, Failure> {
 
 /// The tokens that end a text: those of the generation settings, of the configuration, and the tokenizer's own; and one
 /// that stands for an image, of which there are no more.
-fn stop_tokens(model: &Model, tokenizer: &Tokenizer) -> Result<Vec<i32>, Failure> {
+fn stop_tokens(model: &Model, tokenizer: Option<&Tokenizer>) -> Result<Vec<i32>, Failure> {
     let ids = |value: &Json| -> Vec<i32> {
         let list = value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]);
         list.iter().filter_map(Json::as_i64).filter_map(|id| i32::try_from(id).ok()).collect()
@@ -153,7 +177,7 @@ fn stop_tokens(model: &Model, tokenizer: &Tokenizer) -> Result<Vec<i32>, Failure
     }
     if let Some(config) = model.json("tokenizer_config.json")? {
         let token = config["eos_token"].as_str().or_else(|| config["eos_token"]["content"].as_str());
-        stop.extend(token.and_then(|t| tokenizer.id(t)));
+        stop.extend(tokenizer.zip(token).and_then(|(tokenizer, token)| tokenizer.id(token)));
     }
     Ok(stop)
 }
