@@ -12,7 +12,7 @@ use awqc_ir::verify::verify;
 use crate::failure::{Exit, Failure};
 use crate::files;
 use crate::model::Model;
-use crate::progress::Progress;
+use crate::progress::{Progress, say};
 
 /// The folder of the kernels in an artefact.
 const KERNELS: &str = "kernels";
@@ -57,10 +57,16 @@ pub fn write_kernels(folder: &Path, sm: u32, folders: &[PathBuf], quiet: bool) -
             progress.finish();
             files::write(&to.join(RESOURCES), &json(&resources)?)?;
         }
-        Err(CudaError::NoNvrtc(why)) => notes.push(format!(
-            "NVRTC was not found, so the artefact has the kernels' text but no machine code; the device's machine needs \
-             NVRTC then ({why}; --nvrtc or {NVRTC} name its folder)"
-        )),
+        Err(CudaError::NoNvrtc(why)) => {
+            // Who names a folder expects more than a note.
+            if let Some(named) = std::env::var_os(NVRTC).filter(|named| !named.is_empty()) {
+                say(&format!("warning: {NVRTC}={}: no usable NVRTC was found there", Path::new(&named).display()));
+            }
+            notes.push(format!(
+                "NVRTC was not found, so the artefact has the kernels' text but no machine code; the device's machine \
+                 needs NVRTC then ({why}; --nvrtc or {NVRTC} name its folder)"
+            ));
+        }
         Err(error) => return Err(error.into()),
     }
     Ok(notes)

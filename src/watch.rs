@@ -13,6 +13,9 @@ use crate::failure::{Exit, Failure};
 use crate::interrupt::Interrupt;
 use crate::progress::say;
 
+/// The pass that applies the rules of a file.
+const REWRITES: &str = "rewrites";
+
 /// Flags that every command with a pipeline takes.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Passes")]
@@ -59,13 +62,20 @@ impl Watch {
                 let text = fs::read_to_string(path).map_err(|e| Failure::io(path, &e))?;
                 let rules = rewrite::parse_rules(&text)
                     .map_err(|e| Failure::new(Exit::BadInput, format!("{}\n{e}", path.display())))?;
-                registry.clone().with_rewrites("rewrites", rules)
+                registry.clone().with_rewrites(REWRITES, rules)
             }
         };
         let pipeline: Pipeline = pipeline.parse().map_err(|e| usage(&e))?;
-        if let (Some(path), false) = (&self.rewrites, pipeline.steps.iter().any(|s| s.name == "rewrites")) {
-            return Err(Failure::new(Exit::Usage, format!("{}: no pass applies these rules", path.display()))
-                .help("put `rewrites` into the pipeline, with --passes"));
+        match (&self.rewrites, pipeline.steps.iter().any(|s| s.name == REWRITES)) {
+            (Some(path), false) => {
+                return Err(Failure::new(Exit::Usage, format!("{}: no pass applies these rules", path.display()))
+                    .help("put `rewrites` into the pipeline, with --passes"));
+            }
+            (None, true) if registry.get(REWRITES).is_none() => {
+                return Err(Failure::new(Exit::Usage, "`rewrites` applies the rules of a file, and none is given")
+                    .help("give it with --rewrites FILE; docs/write-a-pass.md shows how rules are written"));
+            }
+            (Some(_), true) | (None, _) => {}
         }
         let options = Options {
             verify_each: !self.no_verify_each,

@@ -320,7 +320,11 @@ fn the_program_compiles_runs_and_explains_what_it_cannot() {
     let compiled = kernels.join("resources.json").is_file();
     assert!(compiled || done.err.contains("note: NVRTC was not found"), "{}", done.err);
     let other = at("other");
-    assert_eq!(compile(&other, &["--group", "16"]).code, 0);
+    let args = ["compile", model, "--target", "cuda-sm89", "--calib-ids", ids, "--group", "16", "-o", &other, "-q"];
+    let done = awqc(&args, &none, &[("AWQC_NVRTC", "no-such-folder")]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    let warned = done.err.contains("warning: AWQC_NVRTC=no-such-folder: no usable NVRTC");
+    assert!(compiled != warned, "{}", done.err);
     assert!(files(&kernels) == files(&dir.path().join("other/kernels")), "the same input gives the same kernels");
     // A shape that no kernel covers is found before any work.
     let done = compile(&at("none"), &["--group", "20"]);

@@ -23,3 +23,4 @@ mod sites;
 mod studies;
 mod tidy;
 mod tune;
+mod usage;

@@ -171,7 +171,8 @@ impl Registry {
                 // The option that alone already fails is the one to point at.
                 let culprit =
                     given.options.keys().find(|k| matches!(with(&|s| s == k.as_str()), Err(MakeError::Option(_))));
-                let default = culprit.and_then(|k| Some(format!("the default is {k}={}", pass.options.get(k)?)));
+                let default = culprit.and_then(|k| Some((k, pass.options.get(k).filter(|v| !v.is_null())?)));
+                let default = default.map(|(k, v)| format!("the default is {k}={v}"));
                 let message = format!("`{}`: {error}", pass.name);
                 Err(pipeline.error(step, culprit.map(String::as_str), message, default))
             }

@@ -49,7 +49,7 @@ pub(super) struct Args {
 pub(super) enum Output {
     /// A markdown table.
     Md,
-    /// Comma-separated values with a header.
+    /// Comma-separated values with a header; of `kernels` the products, without the orders of codes.
     Csv,
     /// One JSON object.
     Json,

@@ -125,6 +125,10 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     if !matches!(args.head_bits, 8 | 16) {
         return Err(Failure::new(Exit::Usage, format!("--head-bits {}: 8 or 16 is needed", args.head_bits)));
     }
+    if target.cuda.is_none() && !args.nvrtc.is_empty() {
+        return Err(Failure::new(Exit::Usage, format!("--nvrtc is for CUDA targets, `{}` is none", target.name))
+            .help("leave it out, or give another --target: `awqc targets` lists them"));
+    }
     let plan = args.calibration.plan(64)?;
     let request = Request {
         registry: &context.registry,
@@ -162,7 +166,8 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     }
     if args.stats {
         for pass in &outcome.passes {
-            pass.stats.iter().for_each(|(name, value)| say(&format!("{value:>12}  {}: {name}", pass.pass)));
+            let values = pass.stats.iter().map(|(name, value)| (name, super::stat(value.as_f64().unwrap_or(0.0))));
+            values.for_each(|(name, value)| say(&format!("{value:>12}  {}: {name}", pass.pass)));
         }
     }
     if args.json {
@@ -186,7 +191,8 @@ fn bits(args: &Args) -> Result<(u8, Option<Mixed>), Failure> {
     match (width, &args.mixed) {
         (Some(bits), None) => Ok((bits, None)),
         (None, None) if asked.fract() == 0.0 => {
-            usage(format!("--bits {asked}: 2, 3, 4 or 8 are supported, other numbers with --mixed"))
+            Err(Failure::new(Exit::Usage, format!("--bits {asked}: weights have 2, 3, 4 or 8 bits"))
+                .help("a mean between 2 and 8 mixes them: a fraction such as 3.25, or a whole number with --mixed"))
         }
         (_, widths) => {
             let all = widths.as_deref().unwrap_or(&Quant::BITS);
@@ -211,12 +217,15 @@ pub(super) fn group(text: &str) -> Result<Group, Failure> {
 fn summary(outcome: &Outcome) -> String {
     let Outcome { artefact, seconds, peak_rss_bytes, report, .. } = outcome;
     let scaled = report.sites.iter().filter(|s| s["scaled"] == true).count();
+    let (quantized, all) = (report.quantized_parameters, report.parameters);
+    let weights = match all {
+        0..1_000_000 => format!("{quantized} of {all} weights"),
+        _ => format!("{:.1} of {:.1} million weights", quantized as f64 / 1e6, all as f64 / 1e6),
+    };
     let memory = peak_rss_bytes.map_or_else(String::new, |b| format!(", {:.0} MB of memory at most", b as f64 / 1e6));
     format!(
-        "{}: {:.1} of {:.1} million weights in {:.2} bits, {scaled} of {} sites scaled, {seconds:.1} s{memory}\n",
+        "{}: {weights} in {:.2} bits, {scaled} of {} sites scaled, {seconds:.1} s{memory}\n",
         artefact.display(),
-        report.quantized_parameters as f64 / 1e6,
-        report.parameters as f64 / 1e6,
         report.bits_per_weight,
         report.sites.len(),
     )

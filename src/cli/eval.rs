@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+use awqc_passes::remark::counted;
+use clap::ArgGroup;
+
 use super::{Context, print_json};
 use crate::engine::EngineArgs;
 use crate::evaluate::{Against, Evaluation, Watched, evaluate};
@@ -12,14 +15,15 @@ use crate::tokens::read_ids;
 
 /// Measure perplexity, and the distance from another model.
 #[derive(clap::Args)]
+#[command(group = ArgGroup::new("evaluated").args(["text", "ids"]).required(true))]
 pub(super) struct Args {
     /// The model.
     model: PathBuf,
     /// The text: tokenized whole, no token added, cut into windows that do not overlap.
-    #[arg(long, value_name = "FILE", required_unless_present = "ids")]
+    #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
     /// Token ids in place of a text: `input_ids`, [windows, length], of a safetensors file.
-    #[arg(long, value_name = "FILE", conflicts_with = "text")]
+    #[arg(long, value_name = "FILE")]
     ids: Option<PathBuf>,
     /// Tokens in a window; all but the first are targets.
     #[arg(long, default_value_t = 512, value_name = "N", conflicts_with = "ids")]
@@ -95,7 +99,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
 fn table(Evaluation { runs_on, summary: s }: &Evaluation) -> String {
     let pm = |error: Option<f64>, digits: usize| error.map_or_else(String::new, |e| format!(" ± {e:.digits$}"));
     let mut out = format!("perplexity      {:.4}{}", s.perplexity, pm(s.perplexity_error, 4));
-    out += &format!(" over {} tokens in {} windows\n", s.tokens, s.windows);
+    out += &format!(" over {} in {}\n", counted(s.tokens, "token"), counted(s.windows, "window"));
     if let Some(d) = &s.distance {
         let ratio = format!("{:.5}{}", d.perplexity_ratio, pm(d.perplexity_ratio_error, 5));
         out += &format!("against         {:.4}, the ratio is {ratio}\n", d.reference_perplexity);

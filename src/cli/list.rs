@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use awqc_passes::pass::Fidelity;
 use awqc_passes::registry::PassInfo;
 use comfy_table::{ContentArrangement, Table, presets};
-use serde_json::json;
+use serde_json::{Value as Json, json};
 
 use super::{Context, print_json};
 use crate::failure::Failure;
@@ -105,8 +105,13 @@ fn fidelity(fidelity: Fidelity) -> String {
     }
 }
 
-fn plain(value: &serde_json::Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+/// The default of an option, as pipelines write it; `-` if there is none.
+fn plain(value: &Json) -> String {
+    match value {
+        Json::Null => "-".to_owned(),
+        Json::String(text) => text.clone(),
+        Json::Bool(_) | Json::Number(_) | Json::Array(_) | Json::Object(_) => value.to_string(),
+    }
 }
 
 /// `docs/passes.md`.

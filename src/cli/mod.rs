@@ -130,12 +130,17 @@ pub fn main(registry: Registry) -> ExitCode {
     }
 }
 
-/// Prints a JSON object as the one line of output.
 fn threads(text: &str) -> Result<usize, String> {
     let n = text.parse::<usize>().ok().filter(|n| *n > 0);
     n.ok_or_else(|| format!("`{text}`: a positive number is needed"))
 }
 
+/// A counter of a pass for people: most count things, few measure something.
+fn stat(value: f64) -> String {
+    if value.fract() == 0.0 { value.to_string() } else { format!("{value:.3e}") }
+}
+
+/// Prints a JSON object as the one line of output.
 fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string(value).map_err(|e| Failure::new(Exit::Failed, e))?;
     crate::progress::print(&format!("{text}\n"));

@@ -52,7 +52,8 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
         say(&format!("warning: {} on {}: {}", remark.pass, remark.region, remark.message));
     }
     if args.stats {
-        remarks.stats.iter().for_each(|((pass, name), value)| say(&format!("{value:>12} {pass} {name}")));
+        let stats = remarks.stats.iter().map(|(of, value)| (of, super::stat(*value)));
+        stats.for_each(|((pass, name), value)| say(&format!("{value:>12} {pass} {name}")));
         manager.times().for_each(|(pass, time)| say(&format!("{:>9.3} s {pass}", time.as_secs_f64())));
     }
     done.map_err(|e| crate::compile::pass_failure(&e))?;

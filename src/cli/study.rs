@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use awqc_ir::Quant;
 use awqc_passes::Pass;
 use awqc_passes::quantize::Quantize;
-use clap::Subcommand;
+use clap::{ArgGroup, Subcommand};
 
 use super::calibrate::CalibrationArgs;
 use super::{Context, print_json};
@@ -44,11 +44,12 @@ enum Study {
 }
 
 #[derive(clap::Args)]
+#[command(group = ArgGroup::new("evaluated").args(["text", "ids"]).required(true).multiple(true))]
 struct Common {
     /// The model, with float weights.
     model: PathBuf,
     /// A text to evaluate on: tokenized whole, no token added, cut into windows. May be given several times.
-    #[arg(long, value_name = "FILE", required_unless_present = "ids")]
+    #[arg(long, value_name = "FILE")]
     text: Vec<PathBuf>,
     /// Token ids to evaluate on: `input_ids`, [windows, length], of a safetensors file.
     #[arg(long, value_name = "FILE")]
@@ -124,13 +125,14 @@ struct Scale {
 }
 
 #[derive(clap::Args)]
+#[command(group = ArgGroup::new("calibrated").args(["calib", "calib_ids"]).required(true).multiple(true))]
 struct Calibrations {
     #[command(flatten)]
     common: Common,
     #[command(flatten)]
     scheme: Scheme,
     /// A text to calibrate on: `builtin`, `self`, or a file. May be given several times.
-    #[arg(long, value_name = "FILE|builtin|self", required_unless_present = "calib_ids")]
+    #[arg(long, value_name = "FILE|builtin|self")]
     calib: Vec<Calibration>,
     /// Token ids to calibrate on: `input_ids`, [windows, length], of a safetensors file. May be given several times.
     #[arg(long, value_name = "FILE")]
@@ -277,7 +279,8 @@ fn open(common: &Common) -> Result<Model, Failure> {
         return Err(Failure::new(Exit::Usage, "at least one window of two tokens is needed"));
     }
     let model = Model::open(&common.model)?;
-    compilable(&model, Quantize::NAME)?;
+    compilable(&model, Quantize::NAME)
+        .map_err(|e| e.help("a study rounds float weights itself: give the checkpoint that has them"))?;
     Ok(model)
 }
 

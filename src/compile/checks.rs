@@ -70,6 +70,15 @@ pub(super) fn or_random(model: &Path, failure: Failure) -> Failure {
     failure.help("a configuration alone compiles with --random-weights, to measure a model of its shape")
 }
 
+/// The failure to open the configuration `model` for random weights, if it is not another kind of file.
+pub(super) fn or_configuration(model: &Path, failure: Failure) -> Failure {
+    if !model.is_file() || model.extension().is_some_and(|e| e == "json") {
+        return failure;
+    }
+    let message = format!("{}: --random-weights takes a {CONFIG}, or the folder of one", model.display());
+    Failure::new(Exit::Usage, message).help("leave --random-weights out to compile the weights of the file")
+}
+
 /// Statistics that see the errors of earlier layers hold for one pipeline only.
 ///
 /// # Errors

@@ -108,7 +108,9 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     let staging = Staging::create(&request.out, request.existing).map_err(output::emit_failure)?;
     let model = match request.random {
         None => Model::open(request.model).map_err(|e| checks::or_random(request.model, e))?,
-        Some(seed) => Model::open_random(request.model, seed)?,
+        Some(seed) => {
+            Model::open_random(request.model, seed).map_err(|e| checks::or_configuration(request.model, e))?
+        }
     };
     compilable(&model, &pipeline)?;
     checks::refuse_overlap(request.model, &request.out)?;

@@ -1,5 +1,6 @@
 //! The table of a study, for people.
 
+use awqc_passes::remark::counted;
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::Value as Json;
 
@@ -38,10 +39,13 @@ pub fn text(outcome: &Outcome) -> String {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
+    let count = |n: &Json, thing: &str| counted(n.as_u64().unwrap_or(0), thing);
     let texts: Vec<String> = outcome
         .texts
         .iter()
-        .map(|t| format!("{}: {} windows, {} targets", plain(&t["name"]), t["windows"], t["tokens"]))
+        .map(|t| {
+            format!("{}: {}, {}", plain(&t["name"]), count(&t["windows"], "window"), count(&t["tokens"], "target"))
+        })
         .collect();
     format!("{}\n{table}\n{}\n", outcome.model, texts.join("; "))
 }
