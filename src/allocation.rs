@@ -1,10 +1,10 @@
 //! The part of a compile that comes before all others where widths are mixed: a mean of bits is spread over the linears
 //! of the whole model.
 //!
-//! Every region comes as far as `profile` in a copy; then the float model says how much it minds errors in the outputs of
-//! its linears, and the Gram matrices of their inputs what rounding makes of them. A few calibration windows tell enough,
-//! so this measures for itself, and the compile that follows measures again, region by region, on all of them: no
-//! statistics of a whole model have to be kept.
+//! Every region comes as far as `profile` in a copy; then the float model says how much it minds errors in the outputs
+//! of its linears, and the Gram matrices of their inputs what rounding makes of them. A few calibration windows tell
+//! enough, so this measures for itself, and the compile that follows measures again, region by region, on all of them:
+//! no statistics of a whole model have to be kept.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -85,8 +85,8 @@ pub trait Subject {
     /// When there is too little room.
     fn run(&mut self, ids: &[i32]) -> Result<(), Failure>;
 
-    /// Seconds that a device needs for the next token and its choice, again and again, where one runs the model: what is
-    /// left when the processor has nothing to do with it.
+    /// Seconds that a device needs for the next token and its choice, again and again, where one runs the model: what
+    /// is left when the processor has nothing to do with it.
     ///
     /// # Errors
     /// As [`Subject::run`].

@@ -96,8 +96,8 @@ pub fn session(model: &Model) -> Result<Burn, Failure> {
     })
 }
 
-/// Bytes of f32 weights that are read for every token: all but the embeddings' tables, and of experts those that a token
-/// goes to.
+/// Bytes of f32 weights that are read for every token: all but the embeddings' tables, and of experts those that a
+/// token goes to.
 fn bytes_per_token(module: &Module) -> usize {
     let of = |region: &Region| {
         let tables = region.nodes().filter(|(_, n)| matches!(n.op, Op::Embedding(_)));

@@ -62,8 +62,8 @@ pub trait Engine {
         Ok(None)
     }
 
-    /// The `count` largest logits behind `id` and their tokens, in the order of [`crate::sample::Sampling::draw`], where the
-    /// engine finds them without handing out all logits. Nothing, and nothing is computed, where it does not.
+    /// The `count` largest logits behind `id` and their tokens, in the order of [`crate::sample::Sampling::draw`],
+    /// where the engine finds them without handing out all logits. Nothing, and nothing is computed, where it does not.
     ///
     /// # Errors
     /// As [`Engine::forward`].
@@ -178,11 +178,12 @@ pub struct EngineArgs {
     /// with amx bf16: bf16 for prompts, int8 for few tokens.
     #[arg(long, value_name = "int8|bf16|f32", value_parser = activations)]
     pub act: Option<Activations>,
-    /// Where packed weights live: copied to huge pages, which is the default and decodes large models faster, or in the mapped file,
-    /// which loads faster and is shared between processes.
+    /// Where packed weights live: copied to huge pages, which is the default and decodes large models faster, or in the
+    /// mapped file, which loads faster and is shared between processes.
     #[arg(long, value_name = "huge|map", value_parser = pages)]
     pub pages: Option<Pages>,
-    /// What keys and values of earlier positions are kept as: f16, which is the default, or f32, which is that of --act f32.
+    /// What keys and values of earlier positions are kept as: f16, which is the default, or f32, which is that of --act
+    /// f32.
     #[arg(long, value_name = "f16|f32", value_parser = cache)]
     pub kv: Option<CacheNumbers>,
     /// The instruction set of the packed kernels; the best that the machine and the model's target have if not given.

@@ -1,4 +1,5 @@
-//! Ctrl-C and requests to terminate: the first asks the work to stop at the next safe place, the second ends the process.
+//! Ctrl-C and requests to terminate: the first asks the work to stop at the next safe place, the second ends the
+//! process.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -10,9 +10,9 @@
 //! | `checks` | u32 `[rows,2]` | the most probable token, CRC-32 of the row's codes |
 //! | `codes` | u16 `[rows,v]` | log-probability = largest − (65535 − code)·step |
 //!
-//! The codes of a row span what lies within [`SPAN`] nats of its most probable token (less probable ones get code 0), so a
-//! log-probability is off by 0.0003 nats at most, half the bytes of f32 for an error of the divergence far below its own
-//! standard error; log likelihoods and top tokens are exact. Written and read row by row.
+//! The codes of a row span what lies within [`SPAN`] nats of its most probable token (less probable ones get code 0),
+//! so a log-probability is off by 0.0003 nats at most, half the bytes of f32 for an error of the divergence far below
+//! its own standard error; log likelihoods and top tokens are exact. Written and read row by row.
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};

@@ -1,5 +1,5 @@
-//! What the order of four-bit codes in memory is worth (AWQ, arXiv 2306.00978, section 4.2): products of weight rows with
-//! rounded activations, the same arithmetic over each order, compiled for the widest vectors of the machine.
+//! What the order of four-bit codes in memory is worth (AWQ, arXiv 2306.00978, section 4.2): products of weight rows
+//! with rounded activations, the same arithmetic over each order, compiled for the widest vectors of the machine.
 //!
 //! The weights stay in the cache and one thread works, so that unpacking is what is measured and not the memory.
 

@@ -97,8 +97,8 @@ impl Work {
         crate::files::write(&self.file(index, "awqir"), text::print(&alone).as_bytes())
     }
 
-    /// Region `index` as an earlier run left it, if it finished it: the region, and the fused ops so far go to `module`,
-    /// what was said to `remarks`.
+    /// Region `index` as an earlier run left it, if it finished it: the region, and the fused ops so far go to
+    /// `module`, what was said to `remarks`.
     ///
     /// # Errors
     /// When the kept files are damaged.
@@ -187,8 +187,8 @@ pub(crate) fn claim(dir: &Path, fingerprint: &Json, what: &str) -> Result<(), Fa
     }
 }
 
-/// What two runs have in common when one may go on where the other stopped: the model's files, the program's version, and
-/// what else is given by name.
+/// What two runs have in common when one may go on where the other stopped: the model's files, the program's version,
+/// and what else is given by name.
 pub fn fingerprint<const N: usize>(model: &Path, parts: [(&str, Json); N]) -> Json {
     let stamp = |path: &Path| {
         let meta = fs::metadata(path).ok()?;

@@ -39,8 +39,8 @@ impl Sampling {
         self.draw(&kept, rng)
     }
 
-    /// One of the logits that `top_k` keeps, given with their tokens: larger ones first as [`f32::total_cmp`] orders them,
-    /// and of equals the smaller token, if there are fewer than the vocabulary has.
+    /// One of the logits that `top_k` keeps, given with their tokens: larger ones first as [`f32::total_cmp`] orders
+    /// them, and of equals the smaller token, if there are fewer than the vocabulary has.
     pub fn draw(self, kept: &[(usize, f32)], rng: &mut fastrand::Rng) -> usize {
         let top = kept.iter().map(|(_, v)| *v).fold(f32::NEG_INFINITY, f32::max);
         let mut weights: Vec<f64> = kept.iter().map(|(_, v)| f64::from((v - top) / self.temperature).exp()).collect();

@@ -24,8 +24,8 @@ pub enum Statistics {
     Load(PathBuf),
 }
 
-/// A number that hardly two models have in common: a checksum of the smallest weight of each region, mostly gains of norms,
-/// and of the smallest matrix of the first layer.
+/// A number that hardly two models have in common: a checksum of the smallest weight of each region, mostly gains of
+/// norms, and of the smallest matrix of the first layer.
 ///
 /// # Errors
 /// When a tensor cannot be read.

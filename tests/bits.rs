@@ -1,4 +1,5 @@
-//! A mean of bits as a user asks for it: the budget is kept, the bits go where they help, and what cannot be is refused.
+//! A mean of bits as a user asks for it: the budget is kept, the bits go where they help, and what cannot be is
+//! refused.
 
 use std::path::Path;
 

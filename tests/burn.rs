@@ -1,5 +1,5 @@
-//! The reference meaning through burn-cuda: burn's own kernels, on a CPU that plays a GPU, or, with `AWQC_GPU=1`, on the
-//! machine's device.
+//! The reference meaning through burn-cuda: burn's own kernels, on a CPU that plays a GPU, or, with `AWQC_GPU=1`, on
+//! the machine's device.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

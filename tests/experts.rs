@@ -1,5 +1,5 @@
-//! Mixtures of experts through the whole recipe: statistics, scales and bounds of each expert by itself, and rounding as
-//! they are for those that saw next to nothing.
+//! Mixtures of experts through the whole recipe: statistics, scales and bounds of each expert by itself, and rounding
+//! as they are for those that saw next to nothing.
 
 use std::sync::Arc;
 

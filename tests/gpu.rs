@@ -1,4 +1,5 @@
-//! What measures on a device, from the command line, on a CPU that plays a GPU: kernels are compiled when they are wanted.
+//! What measures on a device, from the command line, on a CPU that plays a GPU: kernels are compiled when they are
+//! wanted.
 
 use std::path::Path;
 use std::process::Command;

@@ -27,8 +27,8 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// A golden with a tokenizer, in which the word `w7` is token 7, and settings for images. Returns the model and the file
-/// with token windows for calibration, which hold no image tokens.
+/// A golden with a tokenizer, in which the word `w7` is token 7, and settings for images. Returns the model and the
+/// file with token windows for calibration, which hold no image tokens.
 pub(crate) fn ready(dir: &tempfile::TempDir, name: &str) -> (String, String) {
     let (model, ids) = (path(dir, name), path(dir, "ids.safetensors"));
     copy(Path::new(&golden(name)), Path::new(&model));

@@ -1,5 +1,5 @@
-//! Checkpoints besides float safetensors, as a user compiles them: quantized ones keep their codes, pickled ones compute
-//! what the same tensors in safetensors do.
+//! Checkpoints besides float safetensors, as a user compiles them: quantized ones keep their codes, pickled ones
+//! compute what the same tensors in safetensors do.
 
 use std::fs;
 use std::path::Path;

@@ -101,8 +101,9 @@ const EXTRA: [&str; 12] = [
 /// Largest JSON or text file that is read: tokenizers take tens of megabytes.
 pub(crate) const MAX_TEXT: u64 = 1 << 28;
 
-/// Opens a model: a Hugging Face folder, a `.safetensors`, `.bin`, `.pt` or `.pth` file with its `config.json`, a `.gguf`
-/// file or a folder with one, an `.onnx` file or a folder with `model.onnx`, a compiled artefact, or an `.awqir` file.
+/// Opens a model: a Hugging Face folder, a `.safetensors`, `.bin`, `.pt` or `.pth` file with its `config.json`, a
+/// `.gguf` file or a folder with one, an `.onnx` file or a folder with `model.onnx`, a compiled artefact, or an
+/// `.awqir` file.
 ///
 /// # Errors
 /// When the path leads to none of these, a file is damaged, or the model is not known.

@@ -1,5 +1,5 @@
-//! Random weights for a configuration without a checkpoint: the shape of a model, to measure what does not depend on its
-//! numbers.
+//! Random weights for a configuration without a checkpoint: the shape of a model, to measure what does not depend on
+//! its numbers.
 
 use std::collections::BTreeMap;
 use std::path::Path;

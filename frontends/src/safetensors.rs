@@ -35,7 +35,8 @@ pub struct Place {
 }
 
 impl Safetensors {
-    /// As [`Shards::open`], with the file mapped into memory: [`awqc_ir::TensorSource::mapped`] then gives every tensor.
+    /// As [`Shards::open`], with the file mapped into memory: [`awqc_ir::TensorSource::mapped`] then gives every
+    /// tensor.
     ///
     /// # Errors
     /// As there, and when the file cannot be mapped.

@@ -1,8 +1,8 @@
 //! Models that also take images: what their modules look like, and what a program must know to feed them.
 //!
-//! The first region of such a module takes pixels, `[N,C,H,W]`, and the stream begins with them; token ids and positions
-//! come after them. The regions that take one value are its *eye*: they see pixels and nothing else, so they run once
-//! for each image. The first region that takes more joins what they made of the images with the text.
+//! The first region of such a module takes pixels, `[N,C,H,W]`, and the stream begins with them; token ids and
+//! positions come after them. The regions that take one value are its *eye*: they see pixels and nothing else, so they
+//! run once for each image. The first region that takes more joins what they made of the images with the text.
 
 use crate::module::Module;
 use crate::op::Op;

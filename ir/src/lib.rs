@@ -258,9 +258,10 @@
 //! # Ok::<(), awqc_ir::Diagnostics>(())
 //! ```
 //!
-//! Expressions are numbers, strings, `true`, `false`, `none`, lists, dotted names, `+ - * / %`, comparisons, `and or
-//! not`, `a ?? b` (`b` if `a` is `none`), `if c then a else b`, `list[i]`, and the functions `sqrt ln int floor float len
-//! contains min max`. Integers stay integers, and their division must leave no remainder. `i` is the number of the layer. A path into
+//! Expressions are numbers, strings, `true`, `false`, `none`, lists, dotted names, `+ - * / %`, comparisons,
+//! `and or not`, `a ?? b` (`b` if `a` is `none`), `if c then a else b`, `list[i]`, and the functions
+//! `sqrt ln int floor float len contains min max`. Integers stay integers, and their division must leave no remainder.
+//! `i` is the number of the layer. A path into
 //! `config` that leads nowhere is `none`; any other name that is not known is an error. `{name}` in a string is the
 //! value of the name; a brace before anything else than a name, or written `\{`, is a brace.
 //!

@@ -6,8 +6,8 @@
 //!
 //! A panel is a header and its blocks, in order. The header holds every group's scales (16 f16 a group), then, for
 //! asymmetric codes, every group's zero points (16 bytes a group), and is padded to [`ALIGN`] bytes. A block of 32
-//! columns and 16 rows takes `64 · bits` bytes. It is made of eight quads: quad `p` is 64 bytes, of which byte `4 r + i`
-//! is the code of row `r` at column `4 p + i`. How the quads of narrow codes share bytes is told below.
+//! columns and 16 rows takes `64 · bits` bytes. It is made of eight quads: quad `p` is 64 bytes, of which byte
+//! `4 r + i` is the code of row `r` at column `4 p + i`. How the quads of narrow codes share bytes is told below.
 //!
 //! | bits | 64-byte registers | register `l` holds |
 //! |-|-|-|

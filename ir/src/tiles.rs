@@ -6,8 +6,8 @@
 //!
 //! **A panel** is a header and its tiles, in order. The header holds for every group eight 32-bit words: word `g` is the
 //! f16 scale of row `g` in its low half and that of row `g + 8` in its high half. For asymmetric codes, 16 bytes for
-//! every group follow: byte `2 g` is the zero point of row `g`, byte `2 g + 1` that of row `g + 8`. The header is padded
-//! to [`ALIGN`] bytes.
+//! every group follow: byte `2 g` is the zero point of row `g`, byte `2 g + 1` that of row `g + 8`. The header is
+//! padded to [`ALIGN`] bytes.
 //!
 //! **A tile** of 16 rows and 64 columns takes `128 · bits` bytes. Lane `l` owns the rows `g = l / 4` and `g + 8`, and 16
 //! pairs of neighbouring columns: with `q = l mod 4`, pair `p = 4 s + i` is

@@ -216,9 +216,11 @@ pub enum Layout {
     AwqGemm,
     /// Panels of 16 rows for CPU kernels: `.r16` u8 `[panels, bytes]`. A panel holds every group's scales (16 f16 each)
     /// and, if asymmetric, zero points (16 bytes each), padded to 64 bytes, then blocks of 32 columns: eight quads of
-    /// 64 bytes, byte `4 r + i` of quad `p` for row `r` and column `4 p + i`, narrow codes sharing bytes plane by plane.
+    /// 64 bytes, byte `4 r + i` of quad `p` for row `r` and column `4 p + i`, narrow codes sharing bytes plane by
+    /// plane.
     R16,
-    /// As `rows`, but every 32 columns in the order of the AWQ paper (section 4.2): byte `e` of 16 holds columns `e` and
+    /// As `rows`, but every 32 columns in the order of the AWQ paper (section 4.2): byte `e` of 16 holds columns `e`
+    /// and
     /// `e + 16`, and rows are padded to whole blocks. Four bits.
     Simd16,
     /// Tiles of 16 rows and 64 columns for tensor cores: `.mma16` u8 `[panels, bytes]`; see [`crate::tiles`].

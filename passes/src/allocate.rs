@@ -1,8 +1,8 @@
 //! Spreading a mean of bits over the linears of a model where it costs least.
 //!
 //! What rounding a linear costs is estimated from two sides: how much the model's loss minds an error in its output
-//! ([`cost`]), and how the error falls with the width ([`distortion`]). Both are rough; the order that they give is what
-//! counts. Such an allocation by second-order sensitivity is HAWQ-V2's (arXiv 1911.03852).
+//! ([`cost`]), and how the error falls with the width ([`distortion`]). Both are rough; the order that they give is
+//! what counts. Such an allocation by second-order sensitivity is HAWQ-V2's (arXiv 1911.03852).
 
 mod cost;
 
@@ -23,10 +23,10 @@ pub struct Unit {
 pub const MEASURED: u8 = 4;
 
 /// How the squared error of rounding falls with the width: as the square of the step between two of the 2ᵇ codes that
-/// share a range. With scales, clips and compensation at work it falls like that, measured on the outputs of linears: 4.1
-/// times from 3 bits to 4 in groups of 64, 4.1 to 4.7 times in groups of 16, and 4.7 to 5.8 times from 2 bits to 3. The best
-/// quantizer of a normal variable would have it fall 3.2 times a bit (Max, 1960), but groups have hardly a tail to cut
-/// off, and 0 must stay a code: by that law too many linears would get 2 bits.
+/// share a range. With scales, clips and compensation at work it falls like that, measured on the outputs of linears:
+/// 4.1 times from 3 bits to 4 in groups of 64, 4.1 to 4.7 times in groups of 16, and 4.7 to 5.8 times from 2 bits to 3.
+/// The best quantizer of a normal variable would have it fall 3.2 times a bit (Max, 1960), but groups have hardly a
+/// tail to cut off, and 0 must stay a code: by that law too many linears would get 2 bits.
 pub fn distortion(bits: u8) -> Option<f64> {
     Quant::BITS.contains(&bits).then(|| (f64::from(1u16 << bits) - 1.0).powi(-2))
 }
@@ -46,9 +46,9 @@ pub enum AllocateError {
 }
 
 /// One width for each unit, so that the mean over all elements is at most `mean`, and the expected loss is small: all
-/// units begin with the smallest width, and the next step of width goes to the unit that gains most by it for a bit. Steps
-/// that do not fit any more are passed over. Without that rest the result is the best possible, because what a step
-/// gains for a bit falls with the width.
+/// units begin with the smallest width, and the next step of width goes to the unit that gains most by it for a bit.
+/// Steps that do not fit any more are passed over. Without that rest the result is the best possible, because what a
+/// step gains for a bit falls with the width.
 ///
 /// Ties go to the unit that comes first. A larger mean never gives a larger loss.
 ///

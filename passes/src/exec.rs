@@ -74,9 +74,9 @@ pub trait Executor: Sync {
     /// When a tensor cannot be read, or data of the region has no numbers.
     fn realize(&self, region: &Region, weight: WeightId) -> Result<Tensor, ExecError>;
 
-    /// Runs `region` over the whole calibration stream, which moves to its exit or stays at its entry. Returns, for each
-    /// of `taps`, the statistics of that value over all tokens, or, for a value `[E,B,S,C]`, of each expert's rows in
-    /// turn. A short sample of the region's inputs stays available to [`Executor::evaluate`] until the next call.
+    /// Runs `region` over the whole calibration stream, which moves to its exit or stays at its entry. Returns, for
+    /// each of `taps`, the statistics of that value over all tokens, or, for a value `[E,B,S,C]`, of each expert's rows
+    /// in turn. A short sample of the region's inputs stays available to [`Executor::evaluate`] until the next call.
     ///
     /// # Errors
     /// When there is no calibration stream, a tensor cannot be read, or a value is not finite.

@@ -1,10 +1,10 @@
 //! Rounding with error compensation: GPTQ (arXiv 2210.17323).
 //!
 //! The columns of a weight are rounded one after the other. What rounding column `j` loses is made up for, as well as
-//! can be, by the columns that are still floats: with `H = Σ x xᵀ` over the calibration tokens and `H⁻¹ = UᵀU`, `U` upper
-//! triangular, the best change of column `k > j` is `−(w_j − q_j) / U_jj · U_jk` (equations 2 and 3 of the paper, in the
-//! form of its section 3.3). [`Factor`] has `U`, which all weights that read one input share; [`compensate`] goes through
-//! the columns.
+//! can be, by the columns that are still floats: with `H = Σ x xᵀ` over the calibration tokens and `H⁻¹ = UᵀU`, `U`
+//! upper triangular, the best change of column `k > j` is `−(w_j − q_j) / U_jj · U_jk` (equations 2 and 3 of the paper,
+//! in the form of its section 3.3). [`Factor`] has `U`, which all weights that read one input share; [`compensate`]
+//! goes through the columns.
 //!
 //! Rows do not know of each other: tiles of them run in parallel. Within a tile a block of columns is worked off in
 //! cache ([`kernel`]), then one product carries its errors to all columns after it.

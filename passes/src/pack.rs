@@ -76,7 +76,8 @@ The reordering of AWQ, arXiv 2306.00978, section 4.2; the order itself is that o
     }
 }
 
-/// Quantized weights in no layout, or in another one as a checkpoint has them, that nothing but linears uses, each once.
+/// Quantized weights in no layout, or in another one as a checkpoint has them, that nothing but linears uses, each
+/// once.
 fn packable(region: &Region, layout: Layout) -> Vec<WeightId> {
     let mut out: Vec<WeightId> = Vec::new();
     let mut refused: Vec<WeightId> = Vec::new();

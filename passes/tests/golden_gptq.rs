@@ -126,7 +126,8 @@ fn the_factor_is_the_published_one_up_to_rounding() {
         for (got, want) in factor.upper.iter().zip(&want) {
             assert!((got - want).abs() <= 2e-2 * largest, "{}: {got}, want {want}", case.name);
         }
-        // With fewer tokens than channels, the last bits of f32 decide some codes: 53 of 18432 move in double precision.
+        // With fewer tokens than channels, the last bits of f32 decide some codes: 53 of 18432 move in double
+        // precision.
         let moved = case.moved(&case.compensate(&w, &factor));
         assert!(moved <= if case.name == "case5" { 60 } else { 0 }, "{}: {moved} codes moved", case.name);
     }

@@ -18,8 +18,8 @@ use crate::watch::Watch;
 /// Compile a model for a target.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The model: a folder with safetensors or `pytorch_model.bin`, a file of one, or a `.gguf` file; of floats, or quantized
-    /// already, with a pipeline that keeps its codes.
+    /// The model: a folder with safetensors or `pytorch_model.bin`, a file of one, or a `.gguf` file; of floats, or
+    /// quantized already, with a pipeline that keeps its codes.
     model: PathBuf,
     /// What to compile for; see `awqc targets`.
     #[arg(long, default_value = "reference")]
@@ -59,13 +59,14 @@ pub(super) struct Args {
     /// The passes to run in place of the target's own; `quantize{SCHEME}` has the bits and groups of the flags.
     #[arg(long, value_name = "PIPELINE")]
     passes: Option<String>,
-    /// For CUDA targets: a folder with NVRTC, NVIDIA's run-time compiler: a toolkit's, or `nvidia` of its Python packages.
+    /// For CUDA targets: a folder with NVRTC, NVIDIA's run-time compiler: a toolkit's, or `nvidia` of its Python
+    /// packages.
     #[arg(long, value_name = "DIR")]
     nvrtc: Vec<PathBuf>,
     #[command(flatten)]
     calibration: CalibrationArgs,
-    /// Where the calibration text runs through the model: on the processor, or on a CUDA device, in f32. The device needs a
-    /// build with the feature burn-cuda.
+    /// Where the calibration text runs through the model: on the processor, or on a CUDA device, in f32. The device
+    /// needs a build with the feature burn-cuda.
     #[arg(
         long,
         value_name = "host|cuda",
@@ -80,8 +81,8 @@ pub(super) struct Args {
     /// Take the statistics of the activations from this folder instead of running calibration text.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["calib", "calib_ids"])]
     profile: Option<PathBuf>,
-    /// Random weights: MODEL is a `config.json` or the folder of one, and no weights are read. To measure a shape. Without
-    /// a tokenizer there, give --method rtn, or token ids with --calib-ids.
+    /// Random weights: MODEL is a `config.json` or the folder of one, and no weights are read. To measure a shape.
+    /// Without a tokenizer there, give --method rtn, or token ids with --calib-ids.
     #[arg(long, value_name = "SEED", num_args = 0..=1, require_equals = true, default_missing_value = "0")]
     random_weights: Option<u64>,
     /// Print the error that rounding made in each linear's output, in percent of the output's energy on the calibration

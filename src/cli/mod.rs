@@ -37,8 +37,8 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 unsupported model or target, 4 bad inpu
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Threads to use; one for each core if not given, and never more than the machine runs at once. Results do not depend
-    /// on it.
+    /// Threads to use; one for each core if not given, and never more than the machine runs at once. Results do not
+    /// depend on it.
     #[arg(long, global = true, value_name = "N", value_parser = threads)]
     threads: Option<usize>,
     /// Show no progress.

@@ -30,8 +30,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "ID,…", value_delimiter = ',', value_parser = clap::value_parser!(i32).range(0..),
           conflicts_with_all = ["chat", "system", "image"])]
     prompt_ids: Vec<i32>,
-    /// An image (PNG or JPEG) for a model that takes them: where `<image>` stands in the prompt, at its beginning if that
-    /// stands nowhere. Once for each image.
+    /// An image (PNG or JPEG) for a model that takes them: where `<image>` stands in the prompt, at its beginning if
+    /// that stands nowhere. Once for each image.
     #[arg(long, value_name = "FILE")]
     image: Vec<PathBuf>,
     /// Put the prompt into the model's chat template.

@@ -33,8 +33,8 @@ pub fn pipeline(method: Method) -> String {
     outline(WHOLE, method)
 }
 
-/// By what a result is known: what people call it, the passes that made it, and the windows that they calibrated on, where
-/// a study has several. A program whose methods have other passes measures anew.
+/// By what a result is known: what people call it, the passes that made it, and the windows that they calibrated on,
+/// where a study has several. A program whose methods have other passes measures anew.
 pub fn key(label: &str, method: Method, quant: Quant, windows: &[Vec<i32>]) -> String {
     format!("{label}: {} on {}", fill(WHOLE, method, quant, 16), digest(windows))
 }

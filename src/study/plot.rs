@@ -1,5 +1,5 @@
-//! The plot of a study: perplexity on a logarithmic axis, over what was varied. Error bars are those of the ratio to the
-//! float model.
+//! The plot of a study: perplexity on a logarithmic axis, over what was varied. Error bars are those of the ratio to
+//! the float model.
 
 use std::ops::Range;
 

@@ -130,7 +130,8 @@ fn chance(seed: u64, linear: &Linear, expert: usize, cols: usize, count: usize) 
     order
 }
 
-/// Rounds a weight, but for the columns that `kept` names of each expert's matrix. Scales are those of the whole groups.
+/// Rounds a weight, but for the columns that `kept` names of each expert's matrix. Scales are those of the whole
+/// groups.
 fn keep(w: &mut Tensor, quant: Quant, kept: impl Fn(&[f32], usize) -> Vec<usize>) {
     let (rows, cols) = (w.rows(), w.cols());
     let rounded = rtn::quantize(&w.data, rows, cols, quant).decode();

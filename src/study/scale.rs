@@ -147,7 +147,8 @@ mod tests {
         // The second group's range and with it Δ doubles.
         assert!((steps.ratios - 3.0).abs() < 1e-3, "{steps:?}");
         assert!((steps.errors - (0.5 + 1.0)).abs() < 1e-3, "{steps:?}");
-        // Δ = 2 in the first group: 1·2 falls on the grid, so the salient weight is exact where rounding alone loses it.
+        // Δ = 2 in the first group: 1·2 falls on the grid, so the salient weight is exact where rounding alone loses
+        // it.
         assert!((t.data[1] - 1.0).abs() < 1e-3, "{:?}", t.data);
         let mut one = Tensor::new(vec![1, 8], w.clone());
         let none = scaled(&mut one, quant, 1.0, |_, _| vec![1, 5]);

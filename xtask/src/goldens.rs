@@ -15,8 +15,8 @@ const RELEASES: [(&str, &str, &[&str]); 2] = [
 /// What else the outputs are computed with.
 const PACKAGES: [&str; 4] = ["torch==2.6.0", "safetensors==0.5.3", "numpy<3", "onnx==1.17.0"];
 
-/// Releases of compressed-tensors that pack in different ways, and what the first of them needs. Of the second, only one
-/// file is used.
+/// Releases of compressed-tensors that pack in different ways, and what the first of them needs. Of the second, only
+/// one file is used.
 const PACKERS: [(&str, &[&str]); 2] = [
     (
         "target/goldens-packer-old",

@@ -5,7 +5,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// The project's root folder: where it was when this tool was built, or the current one if the tool was carried elsewhere.
+/// The project's root folder: where it was when this tool was built, or the current one if the tool was carried
+/// elsewhere.
 pub(crate) fn root() -> PathBuf {
     let built = Path::new(env!("CARGO_MANIFEST_DIR")).parent().filter(|p| p.is_dir());
     built.map_or_else(|| std::env::current_dir().unwrap_or_else(|_| PathBuf::from(".")), Path::to_path_buf)

@@ -51,8 +51,8 @@ impl Store {
         })
     }
 
-    /// Writes `x` from the first of some rows of a place on, `step` numbers apart: 1 within a row, the place's stride from
-    /// row to row.
+    /// Writes `x` from the first of some rows of a place on, `step` numbers apart: 1 within a row, the place's stride
+    /// from row to row.
     ///
     /// # Safety
     /// Nothing else may read or write these rows, and what is written lies within them.

@@ -6,7 +6,8 @@
 //! [`Session`].
 //!
 //! Products with packed weights are in [`kernels`]: one scalar version that says what is right, and versions for AVX2,
-//! AVX-512 and NEON that give the same bits and are chosen by what the machine has. With AMX, prompts are multiplied in bf16.
+//! AVX-512 and NEON that give the same bits and are chosen by what the machine has. With AMX, prompts are multiplied in
+//! bf16.
 
 mod arena;
 mod cache;

@@ -76,7 +76,8 @@ impl Operand {
     }
 }
 
-/// The product of all tokens of some operands, which have one form, with some panels of a weight. `room` is scratch memory.
+/// The product of all tokens of some operands, which have one form, with some panels of a weight. `room` is scratch
+/// memory.
 ///
 /// # Panics
 /// When the machine lacks `isa`, a size is not what the shape says, or the operands' forms differ.

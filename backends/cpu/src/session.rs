@@ -179,7 +179,8 @@ impl<'a> Session<'a> {
         self.vocabulary
     }
 
-    /// Begins a text with images: what the model's eye made of them, `[images, rows, channels]`; see [`awqc_exec::Eye`].
+    /// Begins a text with images: what the model's eye made of them, `[images, rows, channels]`; see
+    /// [`awqc_exec::Eye`].
     ///
     /// # Errors
     /// When the model takes none, or others.
@@ -206,8 +207,9 @@ impl<'a> Session<'a> {
     /// `[1, vocabulary]` for the last one.
     ///
     /// # Errors
-    /// When the sequence would be longer than the caches, an id is outside the embedding table, or the text has places for
-    /// more or fewer images: nothing has changed then. And when the user interrupts: some of the tokens are seen then.
+    /// When the sequence would be longer than the caches, an id is outside the embedding table, or the text has places
+    /// for more or fewer images: nothing has changed then. And when the user interrupts: some of the tokens are seen
+    /// then.
     pub fn forward(&mut self, ids: &[i32], logits: Logits) -> Result<Tensor, CpuError> {
         let mut data = Vec::new();
         self.forward_each(ids, logits, &mut |_, row| data.extend_from_slice(row))?;

@@ -2,8 +2,9 @@
 
 use crate::CudaError;
 
-/// One architecture. Sizes are those of NVIDIA's CUDA C++ Programming Guide, table "Technical Specifications per Compute
-/// Capability"; multiprocessors and bandwidth are those of the data sheet of one device, the first of `summary`.
+/// One architecture. Sizes are those of NVIDIA's CUDA C++ Programming Guide, table "Technical Specifications per
+/// Compute Capability"; multiprocessors and bandwidth are those of the data sheet of one device, the first of
+/// `summary`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arch {
     /// Compute capability times ten: what follows `sm_`.

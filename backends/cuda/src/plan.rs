@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 /// Tokens up to which the kernels for decoding run.
 pub const FEW: usize = 8;
 
-/// A compiled module. Tokens of a prompt go through the body in pieces of `chunk`; the head makes logits of `head_chunk`
-/// of them at a time.
+/// A compiled module. Tokens of a prompt go through the body in pieces of `chunk`; the head makes logits of
+/// `head_chunk` of them at a time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
@@ -168,8 +168,8 @@ pub enum Extent {
     Tokens(u32),
     /// So many for each token.
     Rows(u32),
-    /// One for each run of up to `tile` rows of one of `experts` experts, of which a token has `each`: the most that there
-    /// can be.
+    /// One for each run of up to `tile` rows of one of `experts` experts, of which a token has `each`: the most that
+    /// there can be.
     Runs {
         /// Experts of the layer.
         experts: u32,

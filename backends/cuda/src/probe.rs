@@ -165,8 +165,8 @@ impl Probe {
         Ok(())
     }
 
-    /// How far `y` is from `x Wᵀ`, relative to the largest: the sums of all tokens, each with a random sign, are compared
-    /// (Freivalds' check). Every result counts, and the processor multiplies the weight with one row.
+    /// How far `y` is from `x Wᵀ`, relative to the largest: the sums of all tokens, each with a random sign, are
+    /// compared (Freivalds' check). Every result counts, and the processor multiplies the weight with one row.
     fn error(&self, x: &[f16], y: &[f32]) -> f64 {
         let (rows, cols) = (self.shape.rows(), self.shape.cols());
         let mut random = Random(7);

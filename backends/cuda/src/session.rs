@@ -80,7 +80,8 @@ impl Session {
     /// Brings a model to a device. `image` gives the machine code, or PTX, of a kernel.
     ///
     /// # Errors
-    /// When the plan is damaged, the device is of another architecture or has too little memory, or a tensor is missing.
+    /// When the plan is damaged, the device is of another architecture or has too little memory, or a tensor is
+    /// missing.
     pub fn new(
         plan: Plan,
         source: &dyn TensorSource,
@@ -162,7 +163,8 @@ impl Session {
         fixed.into_iter().chain(&self.caches).chain(images).map(Buffer::bytes).sum()
     }
 
-    /// Begins a text with images: what the model's eye made of them, `[images, rows, channels]`; see [`awqc_exec::Eye`].
+    /// Begins a text with images: what the model's eye made of them, `[images, rows, channels]`; see
+    /// [`awqc_exec::Eye`].
     ///
     /// # Errors
     /// When the model takes none, or others, and when the device fails.
@@ -203,8 +205,8 @@ impl Session {
     /// `[1, vocabulary]` for the last one.
     ///
     /// # Errors
-    /// When the sequence would be longer than the caches, an id is outside the embedding table, or the text has places for
-    /// more or fewer images, before anything is computed; and when the device fails.
+    /// When the sequence would be longer than the caches, an id is outside the embedding table, or the text has places
+    /// for more or fewer images, before anything is computed; and when the device fails.
     pub fn forward(&mut self, ids: &[i32], logits: Logits) -> Result<Tensor, CudaError> {
         let places = self.check(ids)?;
         let mut data = Vec::new();
@@ -235,8 +237,8 @@ impl Session {
         Ok(Tensor { shape: vec![data.len() / vocabulary.max(1), vocabulary], data })
     }
 
-    /// The token with the largest logit behind `id`, which continues what the session has seen: four bytes come back from
-    /// the device instead of all logits.
+    /// The token with the largest logit behind `id`, which continues what the session has seen: four bytes come back
+    /// from the device instead of all logits.
     ///
     /// # Errors
     /// As [`Session::forward`].
@@ -250,9 +252,9 @@ impl Session {
         Ok(i32::from_le_bytes(bytes))
     }
 
-    /// The `count` largest logits behind `id`, which continues what the session has seen, and the tokens that they belong
-    /// to: larger ones first, as [`f32::total_cmp`] orders them, and of equals the smaller token. Nothing, and nothing is
-    /// computed, if the device does not look for so many, or all logits are asked for.
+    /// The `count` largest logits behind `id`, which continues what the session has seen, and the tokens that they
+    /// belong to: larger ones first, as [`f32::total_cmp`] orders them, and of equals the smaller token. Nothing, and
+    /// nothing is computed, if the device does not look for so many, or all logits are asked for.
     ///
     /// # Errors
     /// As [`Session::forward`].

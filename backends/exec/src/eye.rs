@@ -12,8 +12,8 @@ use crate::interp::{ExecBackend, Interpreter, Val, Weights};
 /// What is shown the first value of the stream at the exit of a region.
 pub type Observer<'a> = dyn FnMut(&Region, Tensor) -> Result<(), ExecError> + 'a;
 
-/// The eye of a module ([`awqc_ir::Module::eye`]), its weights decoded. It has no state: it looks at each image once, and
-/// whoever runs the text keeps what it made of them.
+/// The eye of a module ([`awqc_ir::Module::eye`]), its weights decoded. It has no state: it looks at each image once,
+/// and whoever runs the text keeps what it made of them.
 pub struct Eye<B: ExecBackend = Host> {
     regions: Vec<(Region, Weights<B>)>,
     fused: Vec<FusedDef>,

@@ -1,9 +1,9 @@
 //! How much a model minds errors in the outputs of its linears.
 //!
-//! For every channel r of a linear's output y: the mean over tokens of `(∂L/∂y_r)²`, where L is the sum over calibration
-//! tokens of the negative log-likelihood of the next. It is the diagonal of the empirical Fisher matrix at y, which stands
-//! for the second derivative of L there (K-FAC, arXiv 1503.05671, equation 1 and section 3). The gradient goes back region
-//! by region ([`crate::gradient`]), once over all windows.
+//! For every channel r of a linear's output y: the mean over tokens of `(∂L/∂y_r)²`, where L is the sum over
+//! calibration tokens of the negative log-likelihood of the next. It is the diagonal of the empirical Fisher matrix at
+//! y, which stands for the second derivative of L there (K-FAC, arXiv 1503.05671, equation 1 and section 3). The
+//! gradient goes back region by region ([`crate::gradient`]), once over all windows.
 //!
 //! Gradients are had at the inputs of regions, so every linear's output gets a sum with a further input that is 0: the
 //! gradient at that input is the one at the output.
@@ -33,8 +33,8 @@ pub type Sensitivity = Vec<(LinearUse, Vec<f64>)>;
 /// two ways through a region how many of how many are done.
 ///
 /// # Errors
-/// When the module has linears of experts, a window has less than two tokens, a tensor cannot be read, a gradient is not
-/// finite, or `control` says stop.
+/// When the module has linears of experts, a window has less than two tokens, a tensor cannot be read, a gradient is
+/// not finite, or `control` says stop.
 pub fn sensitivity(
     module: Verified<'_>,
     source: &dyn TensorSource,
@@ -127,7 +127,8 @@ pub fn sensitivity(
     Ok(out)
 }
 
-/// The gradient at the logits of the sum over rows of the negative log-likelihood of `next`; rows behind its end have none.
+/// The gradient at the logits of the sum over rows of the negative log-likelihood of `next`; rows behind its end have
+/// none.
 fn surprise(results: &[Val<Host>], next: &[i32]) -> Result<FloatTensor<Host>, ExecError> {
     let Some(Val::Float(logits)) = results.first() else { return Err(ExecError::Tensor("there are no logits".into())) };
     let shape = logits.shape().to_vec();
@@ -195,8 +196,8 @@ impl<'a> Probed<'a> {
         self.types.iter().map(zeros).collect()
     }
 
-    /// From the gradient at what left the region to that at what entered it, and for each linear the squares of that at its
-    /// output, summed over tokens.
+    /// From the gradient at what left the region to that at what entered it, and for each linear the squares of that at
+    /// its output, summed over tokens.
     fn back(
         &self,
         fused: &[FusedDef],

@@ -1,5 +1,5 @@
-//! Configuration keys that change nothing of what a model computes, whatever its family. Every other key that the family
-//! does not read is an error: it might stand for something that this program does not do.
+//! Configuration keys that change nothing of what a model computes, whatever its family. Every other key that the
+//! family does not read is an error: it might stand for something that this program does not do.
 
 use std::path::Path;
 

@@ -16,7 +16,8 @@ pub(super) fn shortest(v: f32) -> f64 {
 }
 
 /// The names that `config` lines may use: `gguf.KEY` is a metadata value (`none` if absent), `has.TENSOR` says whether
-/// the file has a tensor, `block0.TENSOR` whether its first block has it, `rows.TENSOR` and `cols.TENSOR` are the lengths of its first and last axis.
+/// the file has a tensor, `block0.TENSOR` whether its first block has it, `rows.TENSOR` and `cols.TENSOR` are the
+/// lengths of its first and last axis.
 struct Names<'a>(&'a Header);
 
 impl Env for Names<'_> {

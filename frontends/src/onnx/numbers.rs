@@ -1,5 +1,5 @@
-//! Small tensors that are computed while a model is read: shapes, positions, masks, tables of angles. An exporter writes
-//! these as dozens of ops that have nothing to do with the model's weights or tokens, so they are evaluated.
+//! Small tensors that are computed while a model is read: shapes, positions, masks, tables of angles. An exporter
+//! writes these as dozens of ops that have nothing to do with the model's weights or tokens, so they are evaluated.
 //!
 //! Everything is f64, integers too: they count positions and channels.
 

@@ -1,6 +1,7 @@
-//! How an ONNX value lies in a value of the IR. Exporters spell heads out: they reshape `[B,S,H·D]` to `[B,S,H,D]`, turn
-//! that to `[B,H,S,D]`, and repeat what heads share. None of this computes anything. A [`View`] says for each axis of the
-//! ONNX value what it counts of the IR's `[B,S,C]`; reshapes, transpositions and expansions change the view alone.
+//! How an ONNX value lies in a value of the IR. Exporters spell heads out: they reshape `[B,S,H·D]` to `[B,S,H,D]`,
+//! turn that to `[B,H,S,D]`, and repeat what heads share. None of this computes anything. A [`View`] says for each axis
+//! of the ONNX value what it counts of the IR's `[B,S,C]`; reshapes, transpositions and expansions change the view
+//! alone.
 //!
 //! Sizes are known for two sizes of input at once ([`SAMPLES`]), so that what grows with the input is told apart from
 //! what does not without any algebra.

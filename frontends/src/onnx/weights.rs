@@ -59,7 +59,8 @@ impl Importer<'_> {
         self.weight(term.tensor.clone(), term.tensor.clone(), false, !term.transposed, term)
     }
 
-    /// The module that a node belongs to, under the name that its tensors have: an exporter may leave out the outermost.
+    /// The module that a node belongs to, under the name that its tensors have: an exporter may leave out the
+    /// outermost.
     fn module(&self, node: &Node) -> Option<String> {
         let scope = scope(node)?;
         let mut part = scope.as_str();

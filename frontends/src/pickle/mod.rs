@@ -175,8 +175,8 @@ fn of_zip(file: &DataFile, machine: &mut Machine) -> Result<(Id, BTreeMap<String
     Ok((root, storages.collect()))
 }
 
-/// The form before: five pickles (a number, a version, the system, the value, the keys of storages), then for each key the
-/// count of its elements and its bytes.
+/// The form before: five pickles (a number, a version, the system, the value, the keys of storages), then for each key
+/// the count of its elements and its bytes.
 fn of_old(file: &DataFile, machine: &mut Machine) -> Result<(Id, BTreeMap<String, Entry>), PickleError> {
     let mut input = Input::new(file, 0, file.len);
     for _ in 0..2 {
@@ -210,8 +210,8 @@ fn of_old(file: &DataFile, machine: &mut Machine) -> Result<(Id, BTreeMap<String
     Ok((root, storages))
 }
 
-/// The tensors of the value, by name: of itself, or of the state dict that a training script put in it. What is no tensor
-/// is left out.
+/// The tensors of the value, by name: of itself, or of the state dict that a training script put in it. What is no
+/// tensor is left out.
 fn state_dict(machine: &Machine, root: Id) -> Result<BTreeMap<String, View>, PickleError> {
     let mut at = root;
     // As deep as scripts nest; a dict may hold itself.

@@ -1,5 +1,5 @@
-//! The directory of a zip archive whose entries are stored as they are: where each lies in the file. That is the form in
-//! which PyTorch saves (APPNOTE.TXT 6.3.10 of the zip format, sections 4.3 and 4.5.3).
+//! The directory of a zip archive whose entries are stored as they are: where each lies in the file. That is the form
+//! in which PyTorch saves (APPNOTE.TXT 6.3.10 of the zip format, sections 4.3 and 4.5.3).
 
 use std::collections::BTreeMap;
 

@@ -1,6 +1,6 @@
-//! AutoAWQ and llm-awq: four bits with zero points, in three layouts. `gemm`: words of eight outputs; it is a layout of the
-//! language. `gemv`: words of eight inputs, in order. `gemv_fast` (llm-awq's second): four rows interleaved in halfwords,
-//! and products of scale and zero point in place of zero points.
+//! AutoAWQ and llm-awq: four bits with zero points, in three layouts. `gemm`: words of eight outputs; it is a layout of
+//! the language. `gemv`: words of eight inputs, in order. `gemv_fast` (llm-awq's second): four rows interleaved in
+//! halfwords, and products of scale and zero point in place of zero points.
 
 use awqc_ir::{Group, Layout, Quant, Stored};
 

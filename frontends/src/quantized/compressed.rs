@@ -1,6 +1,6 @@
-//! compressed-tensors, the format `pack-quantized`: integers of a few bits along the inputs, scales by group, row or for
-//! the whole weight, zero points packed along the outputs. Which of the configuration's groups a weight belongs to is read
-//! off its tensors, not off the names in `targets`.
+//! compressed-tensors, the format `pack-quantized`: integers of a few bits along the inputs, scales by group, row or
+//! for the whole weight, zero points packed along the outputs. Which of the configuration's groups a weight belongs to
+//! is read off its tensors, not off the names in `targets`.
 //!
 //! Codes of three bits run across words in files since 2026; older ones leave two bits of each word empty.
 

@@ -48,14 +48,15 @@ impl Fields {
         out
     }
 
-    /// Words with a 1 in every field: what they differ by when each field differs by one. For widths that divide a word.
+    /// Words with a 1 in every field: what they differ by when each field differs by one. For widths that divide a
+    /// word.
     pub(super) fn ones(&self) -> u32 {
         (0..32 / u32::from(self.bits)).fold(0, |ones, i| ones | 1 << (i * u32::from(self.bits)))
     }
 }
 
-/// The codes of `gemv_fast`, `[rows, cols]`, out of halfwords `[rows/4, cols]`: four rows lie interleaved in blocks of 64
-/// columns, and a halfword holds columns that are 8 apart.
+/// The codes of `gemv_fast`, `[rows, cols]`, out of halfwords `[rows/4, cols]`: four rows lie interleaved in blocks of
+/// 64 columns, and a halfword holds columns that are 8 apart.
 pub(super) fn unpack_fast(words: &[u16], rows: usize, cols: usize) -> Vec<u8> {
     let mut out = Vec::with_capacity(rows * cols);
     for n in 0..rows {

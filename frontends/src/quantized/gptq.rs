@@ -1,9 +1,9 @@
-//! GPTQ checkpoints (AutoGPTQ, GPTQModel): words of neighbouring inputs down the columns of `qweight`, zero points in words
-//! of neighbouring outputs, and `g_idx`, the group of each input.
+//! GPTQ checkpoints (AutoGPTQ, GPTQModel): words of neighbouring inputs down the columns of `qweight`, zero points in
+//! words of neighbouring outputs, and `g_idx`, the group of each input.
 //!
-//! In the first form, `gptq`, every zero point was stored with 1 taken away, from whole words where a zero point was 0; in
-//! the second, `gptq_v2`, as it is. For three bits the programs do not agree on how the first form takes 1 away, so there
-//! only symmetric weights are read: theirs is known.
+//! In the first form, `gptq`, every zero point was stored with 1 taken away, from whole words where a zero point was 0;
+//! in the second, `gptq_v2`, as it is. For three bits the programs do not agree on how the first form takes 1 away, so
+//! there only symmetric weights are read: theirs is known.
 
 use awqc_ir::{Group, Quant, Stored};
 
@@ -125,7 +125,8 @@ impl Gptq {
 }
 
 /// The words that a line of zero points of symmetric weights can consist of: all fields the middle of the codes, with 1
-/// taken away from each if `less_one`. GPTQModel takes these numbers from words of three bits, which is not 1 from each.
+/// taken away from each if `less_one`. GPTQModel takes these numbers from words of three bits, which is not 1 from
+/// each.
 fn middle(fields: Fields, less_one: bool) -> Vec<Vec<u32>> {
     const THREE_BITS: [u32; 3] = [0x2492_4924, 0x9249_2492, 0x4924_9249];
     let middle = 1u8 << (fields.bits - 1);

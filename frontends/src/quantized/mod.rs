@@ -1,7 +1,7 @@
-//! Checkpoints that are quantized already. A *scheme* says which tensors a packed weight consists of, and how its codes,
-//! scales and zero points lie in them; no family knows of it. What comes out is one of the language's own layouts: the
-//! codes stay what they are. Only where the columns of a group are no neighbours, as GPTQ with `desc_act` leaves them, the
-//! weight is read as floats.
+//! Checkpoints that are quantized already. A *scheme* says which tensors a packed weight consists of, and how its
+//! codes, scales and zero points lie in them; no family knows of it. What comes out is one of the language's own
+//! layouts: the codes stay what they are. Only where the columns of a group are no neighbours, as GPTQ with `desc_act`
+//! leaves them, the weight is read as floats.
 
 mod awq;
 mod compressed;

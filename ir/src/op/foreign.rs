@@ -11,8 +11,8 @@ use crate::ty::Type;
 /// `foreign x, … {op=NAME}`: an op of another system, under the name and with the attributes that it has there.
 ///
 /// Front ends for formats that know no attention and no norms, only products and sums, write these, and rewrites
-/// (`awqc_passes::raise`) recognise the ops of this language in them. It has no meaning of its own: the verifier refuses
-/// a module in which one is left (V15), so no back end meets one.
+/// (`awqc_passes::raise`) recognise the ops of this language in them. It has no meaning of its own: the verifier
+/// refuses a module in which one is left (V15), so no back end meets one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Foreign {
     /// What the other system calls it.

@@ -1,8 +1,9 @@
 //! Mixtures of experts: which experts a token goes to, the rows that each of them sees, and the sum of what they say.
 //!
 //! Between [`Dispatch`] and [`Combine`] a value has the type `T[E,B,S,C]`: for each expert, the rows of the tokens that
-//! were sent to it. Rows of other tokens do not exist: nothing reads them, and executors do not compute them. A `linear`
-//! on such a value has one matrix an expert, `[E,out,in]`; ops that treat each row by itself are used as they are.
+//! were sent to it. Rows of other tokens do not exist: nothing reads them, and executors do not compute them. A
+//! `linear` on such a value has one matrix an expert, `[E,out,in]`; ops that treat each row by itself are used as they
+//! are.
 
 use serde::{Deserialize, Serialize};
 

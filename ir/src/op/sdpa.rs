@@ -10,9 +10,9 @@ use crate::ty::Type;
 /// `sdpa q, k, v`: `q: T[B,S,heads·D]`, `k: T[B,S,kv_heads·D]`, `v: T[B,S,kv_heads·E]` to `T[B,S,heads·E]`.
 ///
 /// `softmax(cap(scale · q kᵀ) + alibi + mask) v`, head by head; query head `h` reads key/value head `h / (heads/kv_heads)`.
-/// Where no position limits what is seen (no `causal`, `window` or `alibi`), `k` and `v` may have another number of rows
-/// than `q`. A causal `sdpa` at position `i` depends on positions up to `i` only, so an executor may keep `k` and `v` of
-/// earlier positions (the KV cache) and run the new ones alone.
+/// Where no position limits what is seen (no `causal`, `window` or `alibi`), `k` and `v` may have another number of
+/// rows than `q`. A causal `sdpa` at position `i` depends on positions up to `i` only, so an executor may keep `k` and
+/// `v` of earlier positions (the KV cache) and run the new ones alone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sdpa {
@@ -38,8 +38,8 @@ pub struct Sdpa {
 }
 
 /// Linear position biases: head `h`'s score of the key at position `j` gets `scale · m_h · j` (ALiBi, arXiv 2108.12409,
-/// section 3). With `n` heads, a power of two, `m_h = 2^(−max·(h+1)/n)`; otherwise the first heads have the slopes of the
-/// largest power of two below `n`, the others every second slope of the next one.
+/// section 3). With `n` heads, a power of two, `m_h = 2^(−max·(h+1)/n)`; otherwise the first heads have the slopes of
+/// the largest power of two below `n`, the others every second slope of the next one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Alibi {

@@ -29,8 +29,8 @@
 //! | V21 | quantized, packed | no factor, offset or clip stands above a quantization |
 //! | V22 | packed | every quantized weight that a node uses has a layout |
 //!
-//! A module whose first region takes anything else than token ids or pixels is a piece of a model: its stream starts as that
-//! region's parameters, and its layers may start at any number.
+//! A module whose first region takes anything else than token ids or pixels is a piece of a model: its stream starts as
+//! that region's parameters, and its layers may start at any number.
 
 mod fused;
 mod nodes;

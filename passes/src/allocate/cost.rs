@@ -13,8 +13,9 @@ use crate::rtn;
 
 /// The units of a region ([`units`]) with what it costs to round them to the nearest of [`MEASURED`] bits.
 ///
-/// The cost of a linear is half of `Σ_r F_r · (ΔW_r G ΔW_rᵀ) / tokens`: G is the Gram matrix of its input and `F_r` the mean
-/// over tokens of the squared derivative of the loss by its output's channel r, which `sensitivity` gives for its place in
+/// The cost of a linear is half of `Σ_r F_r · (ΔW_r G ΔW_rᵀ) / tokens`: G is the Gram matrix of its input and `F_r` the
+/// mean over tokens of the squared derivative of the loss by its output's channel r, which `sensitivity` gives for its
+/// place in
 /// `linears`. That is the second-order term of the loss with the Fisher matrix, input and output apart (K-FAC, arXiv
 /// 1503.05671, there with the whole output side, here with its diagonal), in nats per token.
 ///

@@ -9,8 +9,8 @@
 //! What an unknown of a weight stands for depends on the weight's *sense*: a linear's columns undo the factor of its
 //! input, so their factor is its inverse. A weight that is used in both senses along one axis is pinned.
 //!
-//! A value of several experts has unknowns for each of them, and so has each matrix of a stack: what lies between the two
-//! linears of an expert is scaled apart from the other experts.
+//! A value of several experts has unknowns for each of them, and so has each matrix of a stack: what lies between the
+//! two linears of an expert is scaled apart from the other experts.
 //!
 //! Pinned besides parameters and results: weights that are not float or not constant in shape; weights that share
 //! numbers with a weight of another region, or with another weight of this one; axes that some use of the weight has

@@ -7,8 +7,8 @@ use awqc_ir::ValueId;
 use super::linears::LinearUse;
 use crate::facts::{Facts, InputStats};
 
-/// The statistics of what `expert` reads of the distinct inputs of `uses`, each of `cols` channels, or why they will not
-/// do.
+/// The statistics of what `expert` reads of the distinct inputs of `uses`, each of `cols` channels, or why they will
+/// not do.
 pub(crate) fn inputs<'f>(
     uses: &[LinearUse],
     expert: usize,

@@ -16,7 +16,8 @@ pub struct LinearUse {
 }
 
 /// The linears of a layer region with float weights that nothing but linears uses, in program order; none for other
-/// regions. Routers and gates of one channel are left out. These are what `quantize` quantizes and what the searches before it look at.
+/// regions. Routers and gates of one channel are left out. These are what `quantize` quantizes and what the searches
+/// before it look at.
 pub fn quantizable(region: &Region) -> Vec<LinearUse> {
     if !region.name.is_layer() {
         return Vec::new();

@@ -6,8 +6,8 @@
 //! leaves the second term out: groups are then independent. `scope=row` starts from there and visits the groups in
 //! turn, which takes errors of different groups of correlated channels against each other.
 //!
-//! The first sweep tries the whole grid for each end, later ones look around what they find: that comes within a percent
-//! of trying everything every time, at a third of the cost.
+//! The first sweep tries the whole grid for each end, later ones look around what they find: that comes within a
+//! percent of trying everything every time, at a third of the cost.
 //!
 //! Candidates of many rows are judged by one matrix product. Tiles of rows are independent of each other and run in
 //! parallel; within a tile everything happens in a fixed order.
@@ -57,8 +57,8 @@ pub struct Bounds {
     pub after: Option<f64>,
 }
 
-/// Chooses bounds for `w`, `[rows, cols]`, whose input has the Gram matrix `gram`, `[cols, cols]`. No row's loss, by the
-/// plan's own measure, is larger than without clipping.
+/// Chooses bounds for `w`, `[rows, cols]`, whose input has the Gram matrix `gram`, `[cols, cols]`. No row's loss, by
+/// the plan's own measure, is larger than without clipping.
 ///
 /// # Panics
 /// When `w` or `gram` is not a whole number of rows of `cols`: a fault of the caller, not of data.

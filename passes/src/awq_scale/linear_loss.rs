@@ -1,7 +1,7 @@
 //! The loss of scales from the Gram matrix: tr(ΔW G ΔWᵀ) with ΔW = Q(W·s)/s − W, summed over a site's linears.
 //!
-//! Q rounds all rows as they are or, where clip bounds will be searched behind, some of them within bounds that are searched
-//! for each candidate, group by group: what a scale gains is then not what a bound would have gained as well.
+//! Q rounds all rows as they are or, where clip bounds will be searched behind, some of them within bounds that are
+//! searched for each candidate, group by group: what a scale gains is then not what a bound would have gained as well.
 
 use awqc_ir::Elem;
 use rayon::prelude::*;

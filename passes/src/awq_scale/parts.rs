@@ -1,5 +1,5 @@
-//! Parts of a site that can be decided one by one: linears that share no scale, such as the experts of a layer, need not
-//! agree on an exponent.
+//! Parts of a site that can be decided one by one: linears that share no scale, such as the experts of a layer, need
+//! not agree on an exponent.
 
 use std::fmt;
 

@@ -58,8 +58,8 @@ pub(super) fn factor(a: &mut [f64], n: usize) -> Result<(), Indefinite> {
     Ok(())
 }
 
-/// Replaces a lower triangular matrix, the lower triangle of `a`, `[n, n]`, by its inverse, with zeros above the diagonal
-/// in each block on it.
+/// Replaces a lower triangular matrix, the lower triangle of `a`, `[n, n]`, by its inverse, with zeros above the
+/// diagonal in each block on it.
 pub(super) fn invert(a: &mut [f64], n: usize) {
     for start in (0..n).step_by(BLOCK) {
         let size = BLOCK.min(n - start);

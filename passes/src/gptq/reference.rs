@@ -1,4 +1,5 @@
-//! The published program's grids (its `quant.py`): steps are not rounded to f16, and symmetric codes use the whole range.
+//! The published program's grids (its `quant.py`): steps are not rounded to f16, and symmetric codes use the whole
+//! range.
 
 use awqc_ir::Quant;
 

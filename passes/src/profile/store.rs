@@ -1,8 +1,9 @@
 //! Saved statistics, so that a second compile with other bits needs no calibration.
 //!
-//! A region's statistics are a list, in the order of [`super::taps`], values of experts with a set for each, kept under the region's name. The driver owns
-//! where they lie: it implements [`StatsStore`] over files, with [`to_tensors`] and [`from_tensors`] for the contents,
-//! and puts [`Recording`] or [`Replaying`] in front of its executor. Passes do not see the difference.
+//! A region's statistics are a list, in the order of [`super::taps`], values of experts with a set for each, kept under
+//! the region's name. The driver owns where they lie: it implements [`StatsStore`] over files, with [`to_tensors`] and
+//! [`from_tensors`] for the contents, and puts [`Recording`] or [`Replaying`] in front of its executor. Passes do not
+//! see the difference.
 
 use awqc_ir::{FusedDef, Region, ValueId, WeightId};
 

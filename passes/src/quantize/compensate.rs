@@ -94,8 +94,8 @@ pub(super) fn codes(
     Ok((compensated > 0).then_some(out))
 }
 
-/// Makes codes, scales and zero points data of the region, in the order of [`awqc_ir::WeightExpr::Codes`]. `name` is what
-/// people call the weight.
+/// Makes codes, scales and zero points data of the region, in the order of [`awqc_ir::WeightExpr::Codes`]. `name` is
+/// what people call the weight.
 pub fn code_data(region: &mut Region, name: &str, codes: Codes) -> [DataId; 3] {
     let groups = codes.groups() as u64;
     let (rows, cols) = (codes.rows as u64, codes.cols as u64);

@@ -150,8 +150,8 @@ pub(crate) fn prepare(folder: &str) -> Result<()> {
     Ok(())
 }
 
-/// NVRTC's folder: as the options or the environment say; nothing if it is where `awqc` looks by itself; otherwise that of
-/// the compiler on the path, or of Python's packages.
+/// NVRTC's folder: as the options or the environment say; nothing if it is where `awqc` looks by itself; otherwise that
+/// of the compiler on the path, or of Python's packages.
 fn nvrtc(options: &Options) -> Option<String> {
     let given = options.nvrtc.as_ref().map(|p| p.to_string_lossy().into_owned());
     let environment = || ["AWQC_NVRTC", "CUDA_HOME", "CUDA_PATH"].iter().find_map(|v| std::env::var(v).ok());

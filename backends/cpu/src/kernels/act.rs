@@ -1,8 +1,8 @@
 //! Activations as the kernels read them: in the blocks of a weight's columns, padded as the weight is.
 //!
-//! Tokens are cut into tiles of [`TILE`]. A tile holds, block after block, its tokens' 32 numbers, so that a kernel that
-//! has unpacked a block of weights reads the block of every token in one run. A tile is also what a kernel multiplies
-//! with one panel before it goes to the next: its activations stay in the cache.
+//! Tokens are cut into tiles of [`TILE`]. A tile holds, block after block, its tokens' 32 numbers, so that a kernel
+//! that has unpacked a block of weights reads the block of every token in one run. A tile is also what a kernel
+//! multiplies with one panel before it goes to the next: its activations stay in the cache.
 
 use crate::kernels::isa::Isa;
 use awqc_exec::host::math::simd;
@@ -49,8 +49,8 @@ pub struct TileMut<'a> {
 }
 
 impl Acts {
-    /// Makes room for `tokens` rows of activations for weights with the columns and groups of `shape`. Memory is reused.
-    /// The contents are unspecified until every tile of [`tiles_mut`](Self::tiles_mut) is filled.
+    /// Makes room for `tokens` rows of activations for weights with the columns and groups of `shape`. Memory is
+    /// reused. The contents are unspecified until every tile of [`tiles_mut`](Self::tiles_mut) is filled.
     ///
     /// # Panics
     /// When so many numbers cannot be addressed.

@@ -51,7 +51,8 @@ impl Numbers<'_> {
     }
 }
 
-/// A right operand: panels of 16 columns. Column `i` of panel `p` has its number `k` at `p · panel_step + k · step + i`.
+/// A right operand: panels of 16 columns. Column `i` of panel `p` has its number `k` at
+/// `p · panel_step + k · step + i`.
 #[derive(Clone, Copy, Debug)]
 pub struct Stacked<'a> {
     /// The numbers.

@@ -84,8 +84,9 @@ pub fn matmul_i8(isa: Isa, shape: &Panels, weights: &[u8], panels: Range<usize>,
     );
 }
 
-/// As [`matmul_i8`], with activations and weights rounded to bf16, for the tokens of all `acts` together: on machines with
-/// AMX the fastest for many tokens. Sums are made in f32, in the order of the machine. `room` is memory for weights.
+/// As [`matmul_i8`], with activations and weights rounded to bf16, for the tokens of all `acts` together: on machines
+/// with AMX the fastest for many tokens. Sums are made in f32, in the order of the machine. `room` is memory for
+/// weights.
 ///
 /// # Panics
 /// When the machine has no AMX, or a size is not what the shape says.
@@ -132,8 +133,8 @@ pub fn matmul_f32(isa: Isa, shape: &Panels, weights: &[u8], panels: Range<usize>
     );
 }
 
-/// The product of `rows` rows with panels of numbers: `out[r][16 p + i] = factor · Σ_k a[r][k] · b[p][k][i]`, whose lines
-/// are `16 panels` numbers long. The same to the last bit for every `isa`, and for a row alone or among others.
+/// The product of `rows` rows with panels of numbers: `out[r][16 p + i] = factor · Σ_k a[r][k] · b[p][k][i]`, whose
+/// lines are `16 panels` numbers long. The same to the last bit for every `isa`, and for a row alone or among others.
 ///
 /// # Panics
 /// When the machine lacks `isa`, or an operand is too short.

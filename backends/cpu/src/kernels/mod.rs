@@ -1,9 +1,9 @@
 //! Products with packed weights on CPUs.
 //!
-//! Weights are in the layout `r16` of [`awqc_ir::panels`], activations in blocks that follow it ([`Acts`] with eight bits,
-//! [`FloatActs`] for exact results). The instruction set is chosen at run time ([`Isa`]); all of them give the results
-//! of the scalar specification to the last bit. With AMX there is one product more, in bf16 ([`Bf16Acts`]), which no
-//! other has. The products of attention are with panels of numbers ([`Lines`], [`Stacked`]).
+//! Weights are in the layout `r16` of [`awqc_ir::panels`], activations in blocks that follow it ([`Acts`] with eight
+//! bits, [`FloatActs`] for exact results). The instruction set is chosen at run time ([`Isa`]); all of them give the
+//! results of the scalar specification to the last bit. With AMX there is one product more, in bf16 ([`Bf16Acts`]),
+//! which no other has. The products of attention are with panels of numbers ([`Lines`], [`Stacked`]).
 
 mod act;
 #[cfg(target_arch = "aarch64")]

@@ -1,9 +1,10 @@
-//! From a chain of regions to a [`Program`]: fused calls are opened, ops become flat steps ([`Flat`]), values get places
-//! and steps are gathered in stages ([`place`]).
+//! From a chain of regions to a [`Program`]: fused calls are opened, ops become flat steps ([`Flat`]), values get
+//! places and steps are gathered in stages ([`place`]).
 //!
-//! A fused call is a promise about memory traffic: what is in its body need not leave the core. Stages keep that promise
-//! for every body, the ones that this crate has never seen included: consecutive steps that treat each token by itself
-//! run one after the other on one token's rows, in place where the operand is dead. So bodies are simply inlined.
+//! A fused call is a promise about memory traffic: what is in its body need not leave the core. Stages keep that
+//! promise for every body, the ones that this crate has never seen included: consecutive steps that treat each token by
+//! itself run one after the other on one token's rows, in place where the operand is dead. So bodies are simply
+//! inlined.
 
 mod place;
 mod weights;

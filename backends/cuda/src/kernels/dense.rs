@@ -31,8 +31,8 @@ struct Spec {
 
 /// The kernel for a `[rows, cols]` weight of this type. The grid is `[rows / 8, tokens / 8]`, rounded up.
 ///
-/// Arguments: the weight; `x`, f32 `[tokens, cols]`; the bias, f32 `[rows]`, if there is one; `y`, f32 `[tokens, rows]`;
-/// the call.
+/// Arguments: the weight; `x`, f32 `[tokens, cols]`; the bias, f32 `[rows]`, if there is one; `y`, f32
+/// `[tokens, rows]`; the call.
 ///
 /// # Errors
 /// When the code generator refuses it.

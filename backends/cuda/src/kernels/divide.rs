@@ -4,8 +4,8 @@
 //! A block of [`super::gemv`] takes 16 rows. It loads its weights in rounds: every warp asks for a few tiles, waits,
 //! multiplies them, and asks for the next. A weight with many rows has enough blocks for all of a device's memory
 //! bandwidth, whatever a round takes. One with few rows and many columns, as the last product of a small model's MLP,
-//! has too few: its time is that of a block's rounds, one after the other. Then several blocks share 16 rows, each with a
-//! part of the columns; the one that is done last adds up what the others found, always in the same order.
+//! has too few: its time is that of a block's rounds, one after the other. Then several blocks share 16 rows, each with
+//! a part of the columns; the one that is done last adds up what the others found, always in the same order.
 
 use awqc_ir::tiles::Tiles;
 

@@ -1,9 +1,9 @@
 //! `y = x Wᵀ + b` for packed `W` and many tokens: reading a prompt.
 //!
-//! Blocks take 16 rows for each of their warps and 64 tokens. The activations of 64 columns lie in shared memory, twice:
-//! while one copy is multiplied, the next is on its way. Each warp unpacks its own rows into registers, in the form that
-//! the tensor cores take, and multiplies them with eight blocks of eight tokens before it goes on: codes never lie in
-//! memory as floats. Sums of a group are in f32, scales are applied in f32.
+//! Blocks take 16 rows for each of their warps and 64 tokens. The activations of 64 columns lie in shared memory,
+//! twice: while one copy is multiplied, the next is on its way. Each warp unpacks its own rows into registers, in the
+//! form that the tensor cores take, and multiplies them with eight blocks of eight tokens before it goes on: codes
+//! never lie in memory as floats. Sums of a group are in f32, scales are applied in f32.
 
 use awqc_ir::tiles::Tiles;
 use cubecl::prelude::*;
@@ -56,8 +56,8 @@ pub fn source(arch: &Arch, shape: &Tiles, bias: bool) -> Result<Source, CudaErro
 /// The same for the matrices of experts, one below the other, and runs of up to `tile` rows, see [`tile`]. The grid is
 /// `[panels / 8, runs]`, with the panels of [`super::routed::Stack::span`] and at least as many blocks as there are runs.
 ///
-/// Arguments: as those of [`super::gemv::routed_source`], with the result of [`super::route`] for `tile` in the place of
-/// the records.
+/// Arguments: as those of [`super::gemv::routed_source`], with the result of [`super::route`] for `tile` in the place
+/// of the records.
 ///
 /// # Errors
 /// When the code generator refuses it.
@@ -66,8 +66,8 @@ pub fn routed_source(arch: &Arch, shape: &Tiles, routed: Routed, tile: u32) -> R
     whole_source(arch, &format!("gemm{tile}_{}", spec.label()), spec, Plan { tokens: tile, bias: false })
 }
 
-/// Rows of a block where an expert has about so many: twice as many, so that most experts need one block and their weights
-/// are unpacked once; at most 64.
+/// Rows of a block where an expert has about so many: twice as many, so that most experts need one block and their
+/// weights are unpacked once; at most 64.
 pub fn tile(rows: usize) -> u32 {
     (2 * rows as u32).next_power_of_two().clamp(LEAST, TOKENS)
 }

@@ -5,8 +5,8 @@
 //! under way. Codes become f16 by bit operations alone, exactly, also after their zero points are taken off; products
 //! of a group are summed in f32 by the tensor cores, and multiplied by the scale in f32.
 //!
-//! Where a weight has too few panels for a device ([`super::divide`]), several blocks share a panel, each with a part of
-//! the tiles. All write their sums to memory and count themselves; the last one adds up the sums of all, in order.
+//! Where a weight has too few panels for a device ([`super::divide`]), several blocks share a panel, each with a part
+//! of the tiles. All write their sums to memory and count themselves; the last one adds up the sums of all, in order.
 
 use awqc_ir::tiles::Tiles;
 use cubecl::prelude::*;
@@ -70,8 +70,8 @@ pub fn source(arch: &Arch, shape: &Tiles, bias: bool) -> Result<Source, CudaErro
     whole_source(arch, Spec::of(shape), bias)
 }
 
-/// The same for the matrices of experts, one below the other, and up to eight tokens. The grid is `[panels, rows]`, with
-/// the panels of [`super::routed::Stack::span`] and a row for each token and choice. There is no bias.
+/// The same for the matrices of experts, one below the other, and up to eight tokens. The grid is `[panels, rows]`,
+/// with the panels of [`super::routed::Stack::span`] and a row for each token and choice. There is no bias.
 ///
 /// Arguments: as those of [`source`], with `x` f16 `[rows, cols]`, or `[tokens, cols]` if it is shared, and `y` f32
 /// `[rows, rows of a matrix]`; and behind the call the records, see [`super::routed`].
@@ -89,8 +89,8 @@ fn whole_source(arch: &Arch, spec: Spec, bias: bool) -> Result<Source, CudaError
     })
 }
 
-/// The same with `splits` blocks, more than one, that share a panel: of up to eight tokens, and at most 1024 panels. The
-/// grid is `[panels, 1, splits]`.
+/// The same with `splits` blocks, more than one, that share a panel: of up to eight tokens, and at most 1024 panels.
+/// The grid is `[panels, 1, splits]`.
 ///
 /// Arguments: as those of [`source`], and behind them [`partials`] f32 numbers, and the call again, for its counters.
 ///
@@ -239,8 +239,8 @@ fn split<N: Size>(
     }
 }
 
-/// The sums of every warp over its share of the tiles from `low` to `high`, for eight rows of activations: `shared` gets
-/// them as `[warps, tokens, rows]`.
+/// The sums of every warp over its share of the tiles from `low` to `high`, for eight rows of activations: `shared`
+/// gets them as `[warps, tokens, rows]`.
 #[cube]
 fn multiply_tiles<N: Size>(
     words: &Array<u32>,

@@ -1,8 +1,8 @@
 //! Many tokens in the order of the experts that they go to.
 //!
-//! One block counts and sorts: the rows are cut into pieces, and each thread looks for one expert in one piece. Sums over
-//! the threads, in their order, are the places of the rows. So rows of an expert stay in the order of the tokens, whichever
-//! thread is first.
+//! One block counts and sorts: the rows are cut into pieces, and each thread looks for one expert in one piece. Sums
+//! over the threads, in their order, are the places of the rows. So rows of an expert stay in the order of the tokens,
+//! whichever thread is first.
 
 use cubecl::prelude::*;
 
@@ -21,11 +21,12 @@ pub fn words(each: usize) -> usize {
     1 + each + 2 * each * 3
 }
 
-/// The kernel for layers of so many experts, of which a token has `each`, and runs of up to `tile` rows. The grid is one
-/// block.
+/// The kernel for layers of so many experts, of which a token has `each`, and runs of up to `tile` rows. The grid is
+/// one block.
 ///
-/// Arguments: the records, u32 `[tokens, 2 each]`, see [`super::routed`]; the result, u32: the number of runs, the rows in
-/// the order of their experts, and for every run its expert and where its rows begin and end in that order; the call.
+/// Arguments: the records, u32 `[tokens, 2 each]`, see [`super::routed`]; the result, u32: the number of runs, the rows
+/// in the order of their experts, and for every run its expert and where its rows begin and end in that order; the
+/// call.
 ///
 /// # Errors
 /// When the code generator refuses it, or there are too many experts.

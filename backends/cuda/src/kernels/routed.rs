@@ -1,7 +1,7 @@
 //! Products with the matrices of several experts, one below the other: which matrix a block takes, and which rows.
 //!
-//! A token's *record* is what [`super::rows::Step::Choose`] leaves: weights, and behind them the numbers of its experts.
-//! Row `k t + j` of a routed product is that of token `t` and its choice `j`.
+//! A token's *record* is what [`super::rows::Step::Choose`] leaves: weights, and behind them the numbers of its
+//! experts. Row `k t + j` of a routed product is that of token `t` and its choice `j`.
 //!
 //! Of few tokens ([`Routed::Few`]) there is a block for each row, and the first one that goes to an expert takes all
 //! tokens that do: each token has an expert once at most, so a column of the tensor cores is a token, and nothing needs
@@ -50,8 +50,8 @@ impl Routed {
 }
 
 impl Stack {
-    /// The most panels of 16 rows in which one matrix of `rows` rows has a part: where 16 does not divide `rows`, a panel
-    /// may hold the last rows of one and the first of the next.
+    /// The most panels of 16 rows in which one matrix of `rows` rows has a part: where 16 does not divide `rows`, a
+    /// panel may hold the last rows of one and the first of the next.
     pub fn span(&self, rows: usize) -> usize {
         if rows.is_multiple_of(16) { rows / 16 } else { (rows + 15).div_ceil(16) }
     }

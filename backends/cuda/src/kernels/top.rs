@@ -35,9 +35,9 @@ pub fn blocks(count: usize) -> usize {
 
 /// The kernel for `count` candidates. The grid is `[blocks(count)]`.
 ///
-/// Arguments: values, f32 `[count]`; their ids, u32 `[count]`, unless this is the `first` launch, where a logit's place is
-/// its id; the values that are kept, f32 `[blocks, 64]`; their ids, u32 `[blocks, 64]`. Where there are fewer candidates,
-/// the last ids are `u32::MAX`.
+/// Arguments: values, f32 `[count]`; their ids, u32 `[count]`, unless this is the `first` launch, where a logit's place
+/// is its id; the values that are kept, f32 `[blocks, 64]`; their ids, u32 `[blocks, 64]`. Where there are fewer
+/// candidates, the last ids are `u32::MAX`.
 ///
 /// # Errors
 /// When the code generator refuses it.

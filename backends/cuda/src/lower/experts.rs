@@ -1,7 +1,7 @@
 //! Mixtures of experts: which rows a value has between `dispatch` and `combine`, and the products with stacked weights.
 //!
-//! There, a value has for each token the rows of its experts side by side, and whatever treats a row by itself runs on them
-//! as on the rows of so many tokens. What was dispatched has the one row of a token, until something changes it.
+//! There, a value has for each token the rows of its experts side by side, and whatever treats a row by itself runs on
+//! them as on the rows of so many tokens. What was dispatched has the one row of a token, until something changes it.
 
 use std::collections::BTreeMap;
 
@@ -27,8 +27,8 @@ pub(super) struct Way {
 }
 
 impl Builder<'_> {
-    /// The way of an op's operands to experts, if they take one. Those that still have one row for all experts of a token
-    /// get one for each, unless the op is a product, which changes none.
+    /// The way of an op's operands to experts, if they take one. Those that still have one row for all experts of a
+    /// token get one for each, unless the op is a product, which changes none.
     pub(super) fn apart(&mut self, op: &Op, operands: &mut [Entry]) -> Result<Option<Way>, String> {
         let mut way = None;
         for entry in operands.iter_mut() {

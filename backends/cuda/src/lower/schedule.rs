@@ -131,7 +131,8 @@ pub(super) enum Group<'p> {
     One(&'p Flat),
 }
 
-/// Gives values memory from `base` on, for `tokens` tokens, and makes the launches. `given` is where the given values lie.
+/// Gives values memory from `base` on, for `tokens` tokens, and makes the launches. `given` is where the given values
+/// lie.
 pub(super) fn schedule(
     program: &FlatProgram,
     tokens: usize,
@@ -220,8 +221,8 @@ impl Maker<'_, '_> {
         self.row_for(var, self.program.values[var].rows)
     }
 
-    /// The rows of a value as steps see them that take a token in so many parts. One that takes it as a whole has the rows
-    /// of its experts side by side.
+    /// The rows of a value as steps see them that take a token in so many parts. One that takes it as a whole has the
+    /// rows of its experts side by side.
     pub(super) fn row_for(&self, var: Var, parts: usize) -> Rowed {
         let (root, col) = self.program.root(var);
         let pitch = self.program.values[root].width * self.program.values[root].rows / parts.max(1);

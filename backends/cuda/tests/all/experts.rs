@@ -1,4 +1,5 @@
-//! Mixtures of experts: the choice, the order of the rows, products with stacked weights, and the sum of what experts say.
+//! Mixtures of experts: the choice, the order of the rows, products with stacked weights, and the sum of what experts
+//! say.
 
 use awqc_cuda::arch::Arch;
 use awqc_cuda::driver::Buffer;

@@ -1,4 +1,5 @@
-//! The interpreter on burn-cuda. The only module that names `Cuda`: each crate that does pays for compiling burn's kernels.
+//! The interpreter on burn-cuda. The only module that names `Cuda`: each crate that does pays for compiling burn's
+//! kernels.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! The reference meaning on CUDA devices: the interpreter on burn-cuda, behind functions that are not generic, so that no
-//! other crate pays for compiling burn's kernels. Without the feature `burn-cuda` these say that they are missing.
+//! The reference meaning on CUDA devices: the interpreter on burn-cuda, behind functions that are not generic, so that
+//! no other crate pays for compiling burn's kernels. Without the feature `burn-cuda` these say that they are missing.
 
 #[cfg(feature = "burn-cuda")]
 mod cuda;
@@ -73,8 +73,8 @@ pub fn probe() -> Result<(), DeviceError> {
     Err(DeviceError::NotBuilt)
 }
 
-/// An executor on the first CUDA device, see [`crate::HostExecutor`]; with token windows at the entry of the module unless
-/// there are none.
+/// An executor on the first CUDA device, see [`crate::HostExecutor`]; with token windows at the entry of the module
+/// unless there are none.
 ///
 /// # Errors
 /// As [`probe`], and when the device fails.

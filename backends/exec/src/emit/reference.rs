@@ -2,7 +2,8 @@
 //! weights are stored in the layout that the pass `pack` chose, or else row by row.
 //!
 //! `weights.safetensors` holds every weight as it comes out of its expression, `checksums.json` the
-//! CRC-32 of each; `module.awqir` is the module with every expression replaced by that tensor; `provenance.awqir` is the module as compiled, expressions and all.
+//! CRC-32 of each; `module.awqir` is the module with every expression replaced by that tensor; `provenance.awqir` is
+//! the module as compiled, expressions and all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

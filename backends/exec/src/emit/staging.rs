@@ -12,7 +12,8 @@ use super::{EmitError, at};
 pub enum Existing {
     /// Fail.
     Refuse,
-    /// Replace it when the new one is complete, if it is empty or an earlier output: if it has a file by which outputs are known.
+    /// Replace it when the new one is complete, if it is empty or an earlier output: if it has a file by which outputs
+    /// are known.
     Replace,
 }
 

@@ -1,6 +1,6 @@
 //! Gradients through a model, region by region: the way forth keeps what enters each region, the way back runs a region
-//! once more and asks for the gradient at its inputs. So no more than one region's activations and floats are in memory,
-//! whatever the number of layers.
+//! once more and asks for the gradient at its inputs. So no more than one region's activations and floats are in
+//! memory, whatever the number of layers.
 
 mod attention;
 mod backward;
@@ -44,8 +44,8 @@ pub(crate) fn join(sequence: Option<&Name>, head: &Region, parts: Vec<Gradient>)
     head.value_params().enumerate().map(join).collect()
 }
 
-/// The gradient at what entered a region with `results` results: that at its inputs, and that of what it did not replace
-/// and let go `by`.
+/// The gradient at what entered a region with `results` results: that at its inputs, and that of what it did not
+/// replace and let go `by`.
 pub(crate) fn rejoin(mut inputs: Gradient, results: usize, by: Gradient) -> Gradient {
     inputs.resize(inputs.len().max(results + by.len()), None);
     for (slot, gradient) in inputs.iter_mut().skip(results).zip(by) {

@@ -1,5 +1,5 @@
-//! The host backend with gradients: burn's autodiff around it. Products with a weight, attention and SiLU use the host's
-//! own kernels in both directions, everything else burn's primitives.
+//! The host backend with gradients: burn's autodiff around it. Products with a weight, attention and SiLU use the
+//! host's own kernels in both directions, everything else burn's primitives.
 
 use awqc_ir::op::Sdpa;
 use burn_autodiff::Autodiff;

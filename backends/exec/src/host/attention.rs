@@ -210,8 +210,8 @@ impl<'a> Heads<'a> {
         softmax(self.masked(h, line, position, start));
     }
 
-    /// As [`Heads::probabilities`] for a part of the keys: scores become exp(score − top). Gives `top` and the sum, with
-    /// which parts can be joined; the sum is 0 if no key is seen.
+    /// As [`Heads::probabilities`] for a part of the keys: scores become exp(score − top). Gives `top` and the sum,
+    /// with which parts can be joined; the sum is 0 if no key is seen.
     #[inline(always)]
     pub fn exponentials(&self, h: usize, line: &mut [f32], position: usize, start: usize) -> (f32, f32) {
         exponentials(self.masked(h, line, position, start))

@@ -38,7 +38,8 @@ pub trait ExecBackend: Backend {
         ops::linear::linear::<Self>(x, w, b)
     }
 
-    /// Each expert's rows of `x: [rows,in]` times its own matrix of `w: [E,out,in]`; `ranges` says which rows are whose.
+    /// Each expert's rows of `x: [rows,in]` times its own matrix of `w: [E,out,in]`; `ranges` says which rows are
+    /// whose.
     fn op_experts(x: FloatTensor<Self>, ranges: Vec<Range<usize>>, w: &FloatTensor<Self>) -> FloatTensor<Self> {
         ops::routing::experts::<Self>(x, ranges.into_iter(), w)
     }

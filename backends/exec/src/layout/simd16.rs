@@ -1,8 +1,8 @@
 //! `simd16`: four-bit codes in the order of the AWQ paper for 128-bit registers (arXiv 2306.00978, section 4.2): in a
 //! block of 32 columns byte `e` holds column `e` in its low nibble and column `e + 16` in its high one.
 //!
-//! So the block reads w0, w16, w1, w17, … and one load, an AND and a shift give sixteen neighbours each, with nothing to
-//! interleave. A row is padded to whole blocks with code 0. Scales and zero points are those of `rows`.
+//! So the block reads w0, w16, w1, w17, … and one load, an AND and a shift give sixteen neighbours each, with nothing
+//! to interleave. A row is padded to whole blocks with code 0. Scales and zero points are those of `rows`.
 
 use awqc_ir::{Quant, RawTensor, Stored};
 use awqc_passes::rtn::Codes;

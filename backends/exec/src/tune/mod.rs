@@ -2,8 +2,9 @@
 //! that the model's predictions come nearer to those of the float model.
 //!
 //! What is made small is the mean Kullback-Leibler divergence KL(float ‖ quantized) of the predictions on calibration
-//! windows. Its gradient goes back through the model region by region ([`crate::gradient`]). Training scales alone, end to end, is the second stage of
-//! EfficientQAT (arXiv 2407.11062, section 3.3); gains of norms cost nothing at run time either.
+//! windows. Its gradient goes back through the model region by region ([`crate::gradient`]). Training scales alone, end
+//! to end, is the second stage of EfficientQAT (arXiv 2407.11062, section 3.3); gains of norms cost nothing at run time
+//! either.
 
 mod moved;
 #[cfg(test)]

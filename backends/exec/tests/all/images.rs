@@ -9,7 +9,8 @@ use burn_backend::tensor::{FloatTensor, IntTensor};
 
 use crate::support::{Random, diff, module, weights, windows};
 
-/// Images of 7 by 5 pixels are 3 by 2 patches; a text sees them as rows at token 9, and by attention to the image before.
+/// Images of 7 by 5 pixels are 3 by 2 patches; a text sees them as rows at token 9, and by attention to the image
+/// before.
 const TEXT: &str = r#"awqir 1
 model "tiny" {dtype=f16}
 dim B, S, N

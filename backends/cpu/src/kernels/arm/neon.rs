@@ -164,8 +164,8 @@ impl Dot for Matmul {
     }
 }
 
-/// Adds the 2 × 2 products of the rows of `codes` and of `x`, eight bytes each. In assembly, because the intrinsic is not
-/// stable.
+/// Adds the 2 × 2 products of the rows of `codes` and of `x`, eight bytes each. In assembly, because the intrinsic is
+/// not stable.
 #[inline]
 #[target_feature(enable = "neon,i8mm")]
 fn smmla(mut sums: int32x4_t, codes: uint8x16_t, x: int8x16_t) -> int32x4_t {
@@ -182,8 +182,8 @@ fn smmla(mut sums: int32x4_t, codes: uint8x16_t, x: int8x16_t) -> int32x4_t {
     sums
 }
 
-/// Adds to every lane the products of its four bytes with the four bytes of lane `LANE` of `x`. In assembly, because the
-/// intrinsic is not stable.
+/// Adds to every lane the products of its four bytes with the four bytes of lane `LANE` of `x`. In assembly, because
+/// the intrinsic is not stable.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
 fn sdot<const LANE: usize>(mut sums: int32x4_t, codes: uint8x16_t, x: int8x16_t) -> int32x4_t {

@@ -2,8 +2,8 @@
 //!
 //! One token: panels are streamed once, in two places at a time; sums stay in registers. More tokens: each block is
 //! unpacked once to eight registers, which stay there while all tokens of the tile go past; the tokens' sums are in the
-//! first-level cache. With registers enough, two panels go together, and an activation is spread over a register once for
-//! both. As every token and block has a chain of its own, no chain waits for another.
+//! first-level cache. With registers enough, two panels go together, and an activation is spread over a register once
+//! for both. As every token and block has a chain of its own, no chain waits for another.
 
 use std::ops::Range;
 
@@ -87,8 +87,8 @@ unsafe fn all<S: Simd, const BITS: u32>(weights: Weights<'_>, acts: &Acts, mut o
 /// less far and not across pages; a panel ends where the next begins, so most of what is asked for is used.
 const AHEAD: usize = 1024;
 
-/// The same for one token, which waits for nothing else. Each line is asked for several times, always nearer to its use:
-/// a core that waits for as many lines as it can passes over further requests.
+/// The same for one token, which waits for nothing else. Each line is asked for several times, always nearer to its
+/// use: a core that waits for as many lines as it can passes over further requests.
 const ASK: [usize; 6] = [4096, 3072, 2048, 1024, 512, 256];
 
 /// How far ahead of part `h` of a line, of which a register holds `4 ROWS` bytes, lines are asked for.
@@ -249,8 +249,8 @@ unsafe fn many<S: Simd, const BITS: u32, const U: usize>(w: &PanelAt<'_>, tile: 
         let (sums, totals) = (sums.0.as_mut_ptr().cast::<f32>(), totals.0.as_mut_ptr().cast::<f32>());
         for g in 0..w.shape.groups() {
             let blocks = w.shape.group_blocks(g);
-            // SAFETY: every address is inside of the panels or the tile: blocks, groups and tokens are those of the shape
-            // and the tile.
+            // SAFETY: every address is inside of the panels or the tile: blocks, groups and tokens are those of the
+            // shape and the tile.
             unsafe {
                 let mut grids = [(S::splat(0.0), S::splat(0.0)); U];
                 for (u, grid) in grids.iter_mut().enumerate() {

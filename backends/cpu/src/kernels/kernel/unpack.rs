@@ -3,11 +3,12 @@
 use super::Simd;
 use awqc_ir::panels::QUAD;
 
-/// The quads of a block for `S::ROWS` of its rows, the first of which `block` points to. With every load, the lines that
-/// lie so many bytes `ahead` of it are asked for.
+/// The quads of a block for `S::ROWS` of its rows, the first of which `block` points to. With every load, the lines
+/// that lie so many bytes `ahead` of it are asked for.
 ///
 /// # Safety
-/// As [`Simd`]; a block of `BITS` bits is readable from `ROWS` rows' worth of bytes, `4 ROWS`, of each of its registers.
+/// As [`Simd`]; a block of `BITS` bits is readable from `ROWS` rows' worth of bytes, `4 ROWS`, of each of its
+/// registers.
 #[inline(always)]
 pub(crate) unsafe fn unpack<S: Simd, const BITS: u32>(block: *const u8, ahead: &[usize]) -> [S::Codes; 8] {
     // SAFETY: a block has `BITS` registers of `QUAD` bytes; what is asked for need not be valid.

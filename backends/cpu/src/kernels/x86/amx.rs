@@ -64,8 +64,8 @@ impl Tiles {
         Self
     }
 
-    /// The sums of `blocks` blocks: of 16 tokens at each of `x` with a panel at each of `w`. A token's blocks are `apart`
-    /// lines apart, a panel's follow each other.
+    /// The sums of `blocks` blocks: of 16 tokens at each of `x` with a panel at each of `w`. A token's blocks are
+    /// `apart` lines apart, a panel's follow each other.
     ///
     /// # Safety
     /// As many blocks of 16 lines can be read at all four places.

@@ -5,10 +5,10 @@
 //! multiplies these with the tile's values (FlashAttention-2, arXiv 2307.08691). Scores and weights never leave the
 //! registers: the product of 16 tokens and 8 positions lies in a warp as the next product wants its left operand.
 //!
-//! Queries and weights are rounded to f16, which keys and values are in the cache; all sums, maxima and exponentials are
-//! f32. Of keys, 32 columns are taken at once: a lane holds eight neighbouring ones, which both operands of a product
-//! agree upon. Positions lie in shared memory in an order that does the same for values: those of a lane are eight
-//! neighbouring ones too, so that all of shared memory is read 16 bytes at a time.
+//! Queries and weights are rounded to f16, which keys and values are in the cache; all sums, maxima and exponentials
+//! are f32. Of keys, 32 columns are taken at once: a lane holds eight neighbouring ones, which both operands of a
+//! product agree upon. Positions lie in shared memory in an order that does the same for values: those of a lane are
+//! eight neighbouring ones too, so that all of shared memory is read 16 bytes at a time.
 
 mod load;
 mod softmax;
@@ -134,8 +134,8 @@ pub fn tokens(shape: &Shape) -> u32 {
     Spec::of(shape).tokens()
 }
 
-/// The kernel. The grid is `[heads, tokens / n]`, rounded up, with `n` from [`tokens`]; [`Shape::splits`] must be 1, and
-/// [`covers`] hold.
+/// The kernel. The grid is `[heads, tokens / n]`, rounded up, with `n` from [`tokens`]; [`Shape::splits`] must be 1,
+/// and [`covers`] hold.
 ///
 /// Arguments: as those of [`super::attend::source`].
 ///

@@ -146,8 +146,8 @@ fn block_max(value: f32) -> f32 {
 
 /// A token's experts, largest score first and of equals the one with the smaller number, and their weights.
 ///
-/// Each thread counts for its experts how many come before: that is their place. So there is no order to keep, and every
-/// choice is one of different experts, whatever the scores are.
+/// Each thread counts for its experts how many come before: that is their place. So there is no order to keep, and
+/// every choice is one of different experts, whatever the scores are.
 #[cube]
 pub(super) fn choose(
     scores: &Array<f32>,

@@ -2,8 +2,8 @@
 //! cache.
 //!
 //! A kernel is a list of steps, run one after the other on one token's rows by the same block: what one step leaves
-//! behind is still near when the next one takes it. So every fused body becomes few kernels, also one that was never seen
-//! before. Steps that need nothing from other columns of the row are divided among several blocks.
+//! behind is still near when the next one takes it. So every fused body becomes few kernels, also one that was never
+//! seen before. Steps that need nothing from other columns of the row are divided among several blocks.
 
 mod elementwise;
 mod embed;

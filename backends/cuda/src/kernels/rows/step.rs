@@ -94,8 +94,8 @@ pub enum Step {
     Repeat { x: Row, width: usize, times: usize, out: Out },
     /// `e^x / Σ e^x` over the columns.
     Softmax { x: Row, width: usize, out: Out },
-    /// The experts of a token by their scores: f32 rows that begin with the weights, behind which are the experts' numbers,
-    /// as 32-bit integers.
+    /// The experts of a token by their scores: f32 rows that begin with the weights, behind which are the experts'
+    /// numbers, as 32-bit integers.
     Choose { scores: Row, bias: Option<usize>, of: Choice, out: Out },
     /// `Σ_j w_j · y_j`, where `y_j` begins `stride` columns behind the one before.
     Combine { y: Row, w: Row, each: usize, stride: usize, width: usize, out: Out },

@@ -22,8 +22,8 @@ pub(crate) fn check(op: &Embedding, ids: &[i64], rows: usize) -> Result<(), Stri
     ))
 }
 
-/// See [`crate::interp::ExecBackend::op_embedding`]. Indices are read back to be checked: backends differ in what they do
-/// with one that is out of range.
+/// See [`crate::interp::ExecBackend::op_embedding`]. Indices are read back to be checked: backends differ in what they
+/// do with one that is out of range.
 pub fn embed<B: Backend>(op: &Embedding, table: FloatTensor<B>, ids: IntTensor<B>) -> Result<FloatTensor<B>, String> {
     let shape = ids.shape().to_vec();
     let rows = dims::<B>(&table);

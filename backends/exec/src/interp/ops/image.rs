@@ -63,8 +63,8 @@ pub fn place<B: Backend>(
     Ok(reshape::<B>(B::float_select(B::float_cat(all, 0), 0, indices::<B>(&order, &device)), &shape))
 }
 
-/// The row of an image that stands at each token, if one does: the rows of `(images, rows)` one after the other where the
-/// tokens are `token`. Nothing if there is no such token.
+/// The row of an image that stands at each token, if one does: the rows of `(images, rows)` one after the other where
+/// the tokens are `token`. Nothing if there is no such token.
 ///
 /// # Errors
 /// When there are such tokens, but not as many as rows.
