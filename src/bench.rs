@@ -61,11 +61,14 @@ fn statistics(samples: &[f64]) -> (f64, f64, f64) {
     (mean, variance.sqrt(), quantile(samples, 0.5))
 }
 
+/// A quantile, between two samples in proportion to their ranks.
 fn quantile(samples: &[f64], q: f64) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
-    let at = (q * sorted.len().saturating_sub(1) as f64).round() as usize;
-    sorted.get(at).copied().unwrap_or(f64::NAN)
+    let rank = q * sorted.len().saturating_sub(1) as f64;
+    let at = |rank: f64| sorted.get(rank as usize).copied().unwrap_or(f64::NAN);
+    let (low, high) = (at(rank.floor()), at(rank.ceil()));
+    low + (high - low) * rank.fract()
 }
 
 /// What can be measured.
@@ -297,4 +300,17 @@ pub fn kernel(
         gigabytes_per_second: 1e-3 * bytes.len() as f64 / microseconds,
         gigaops: 2e-3 * (rows * cols * tokens) as f64 / microseconds,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_lie_between_samples() {
+        assert_eq!(quantile(&[4.0, 1.0], 0.5), 2.5);
+        assert_eq!(quantile(&[3.0, 1.0, 2.0], 0.5), 2.0);
+        assert_eq!((quantile(&[5.0, 1.0, 3.0], 0.0), quantile(&[5.0, 1.0, 3.0], 1.0)), (1.0, 5.0));
+        assert!((quantile(&[0.0, 10.0], 0.99) - 9.9).abs() < 1e-12 && quantile(&[], 0.5).is_nan());
+    }
 }

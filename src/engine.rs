@@ -33,8 +33,10 @@ impl RunsOn {
     }
 
     /// The CPU kernels.
-    pub fn cpu(options: &Options) -> Self {
-        Self { isa: options.isa.name().into(), act: options.activations.name(), kv: options.cache.name() }
+    pub fn cpu(session: &awqc_cpu::Session<'_>) -> Self {
+        let options = session.options();
+        let act = if session.has_packed_weights() { options.activations } else { Activations::F32 };
+        Self { isa: options.isa.name().into(), act: act.name(), kv: options.cache.name() }
     }
 
     /// The kernels of a CUDA artefact.
@@ -117,7 +119,7 @@ impl<S> WithEye<'_, S> {
 
 impl Engine for WithEye<'_, awqc_cpu::Session<'_>> {
     fn runs_on(&self) -> RunsOn {
-        RunsOn::cpu(self.session.options())
+        RunsOn::cpu(&self.session)
     }
 
     fn forward(&mut self, ids: &[i32], logits: Logits) -> Result<Tensor, Failure> {

@@ -54,7 +54,13 @@ impl Failure {
             std::io::ErrorKind::OutOfMemory => Exit::Memory,
             _other => Exit::Failed,
         };
-        Self::new(exit, format!("{}: {error}", path.display()))
+        // Rust's words for what `read_to_string` does not take.
+        match error.kind() {
+            std::io::ErrorKind::InvalidData if error.to_string().contains("valid UTF-8") => {
+                Self::new(exit, format!("{} is not a text in UTF-8", path.display()))
+            }
+            _other => Self::new(exit, format!("{}: {error}", path.display())),
+        }
     }
 
     /// The user asked to stop.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use awqc_ir::Images;
 use awqc_passes::Tensor;
+use awqc_passes::remark::counted;
 use image::imageops::{FilterType, resize};
 use image::{ImageReader, Rgb, RgbImage};
 use serde_json::Value as Json;
@@ -276,7 +277,8 @@ pub fn encode(tokenizer: &Tokenizer, prompt: &str, images: &Images, count: usize
     let prompt = marked(prompt, count);
     let places = prompt.matches(MARK).count();
     if places != count {
-        let message = format!("the prompt has {places} places for images ({MARK}), images given: {count}");
+        let places = counted(places as u64, "place");
+        let message = format!("the prompt has {places} for images ({MARK}), images given: {count}");
         return Err(Failure::new(Exit::Usage, message).help("give one --image for each place, or no place at all"));
     }
     let token = images

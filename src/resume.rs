@@ -64,6 +64,12 @@ impl Work {
         Ok(Self { dir })
     }
 
+    /// Regions that an earlier run finished.
+    pub fn finished(&self) -> usize {
+        let files = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        files.filter(|f| f.path().extension().is_some_and(|e| e == "awqir")).count()
+    }
+
     /// Keeps region `index` of `module` as the passes left it. `before` are the remarks from before the region.
     ///
     /// # Errors

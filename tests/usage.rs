@@ -58,8 +58,33 @@ fn wrong_uses_are_answered_with_what_is_possible() {
     for command in [&["eval"][..], &["study", "bits"], &["study", "calibration", "--calib-ids", &ids]] {
         fails(&[command, &[&model]].concat(), 2, "<--text <FILE>|--ids <FILE>>");
     }
+    for (flag, value) in [("--temperature", "nan"), ("--temperature", "-1"), ("--top-p", "0"), ("--top-p", "5")] {
+        fails(&["run", &model, "--prompt", "x", flag, value], 2, "is needed");
+    }
+    fails(&["eval", &model, "--ids", &ids, "--max-perplexity", "nan"], 2, "a number of 1 or more is needed");
+    let binary = format!("{model}/model.safetensors");
+    fails(&["eval", &model, "--text", &binary], 4, "model.safetensors is not a text in UTF-8");
     let study = ["study", "calibration", &model, "--ids", &ids];
     fails(&study, 2, "<--calib <FILE|builtin|self>|--calib-ids <FILE>>");
+}
+
+#[test]
+fn what_is_done_otherwise_than_one_may_think_is_said() {
+    let dir = scratch();
+    let (model, ids, out) = (golden("llama"), golden("llama/expected.safetensors"), path(&dir, "out"));
+    let own = ["--target", "cpu-native", "--passes", "quantize{SCHEME}", "--group", "16", "--calib-ids", &ids];
+    let done = awqc(&[&["compile", &model, "-o", &out][..], &own].concat());
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert!(done.err.contains("note: the pipeline has no `pack`"), "{}", done.err);
+    let bench = json(&["bench", &model, "-p", "4", "-n", "1", "-r", "1", "--json"]);
+    assert_eq!(bench["act"], "f32", "no weight is packed: {bench}");
+
+    let text = path(&dir, "llama.awqir");
+    fs::write(&text, awqc(&["dump", &model]).out).expect("written");
+    let opt = |file: &str| awqc(&["opt", file, "--passes", "canonicalize,fuse-qkv", "--check-each"]);
+    assert!(opt(&text).err.contains("llama.awqir is text without weights: passes are checked on made-up ones"));
+    assert_eq!(opt(&model).err, "");
+    assert!(awqc(&["passes"]).out.contains("`rewrites`, with --rewrites FILE"));
 }
 
 #[test]

@@ -99,8 +99,19 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     let bytes = session.bytes_per_token();
     let tests = [Test::Prompt(prompt), Test::Generate(generate)];
     let mut rows = Vec::new();
+    let (start, before) = (Instant::now(), rss::busy());
     for test in tests.into_iter().filter(|t| !matches!(t, Test::Prompt(0) | Test::Generate(0))) {
         rows.push(measure(session, test, depth, repetitions, &context.interrupt)?);
+    }
+    // The team waits by spinning, so its threads run all the time if they may.
+    let (whole, ran) = (start.elapsed().as_secs_f64() * opened.threads as f64, rss::busy().zip(before));
+    let missing =
+        ran.filter(|_| opened.bandwidth.is_none()).map_or(0.0, |(after, before)| 1.0 - (after - before) / whole);
+    if missing > OTHERS && start.elapsed().as_secs_f64() > 0.5 {
+        say(&format!(
+            "warning: other programs took {:.0} % of the processors meanwhile: fewer --threads may be faster",
+            100.0 * missing
+        ));
     }
     let device_token_ms = match generate {
         0 => None,
@@ -173,10 +184,16 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
                 ]
             };
             print(&table(output, &header, rows.iter().map(cells)));
+            if opened.bandwidth.is_none() && rows.iter().any(|r| r.bandwidth_share.is_some_and(|s| s > 1.0)) {
+                say("more than 100 % of read: weights stay in the processor's cache from one token to the next");
+            }
             Ok(())
         }
     }
 }
+
+/// The share of the processors' time from which on other programs disturb a measurement.
+const OTHERS: f64 = 0.1;
 
 /// A model that is ready to be measured.
 struct Opened<'m> {
@@ -208,7 +225,7 @@ fn open<'m>(context: &Context, args: &Args, model: &'m Model, room: usize) -> Re
         );
     }
     let session = cpu(model, &args.engine, room, context.threads)?.with_interrupt(context.interrupt.flag());
-    let (runs_on, threads) = (RunsOn::cpu(session.options()), session.options().threads);
+    let (runs_on, threads) = (RunsOn::cpu(&session), session.options().threads);
     Ok(Opened { session: Box::new(session), runs_on, threads, bandwidth: None })
 }
 

@@ -158,7 +158,11 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
         nvrtc: &args.nvrtc,
         quiet: context.quiet,
     };
-    let outcome = compile(&request)?;
+    let outcome = compile(&request).map_err(|e| match args.resume {
+        _ if e.exit != Exit::Interrupted => e,
+        true => e.help("the same command goes on behind the regions that are finished"),
+        false => e.help("with --resume, a compile can be interrupted and go on later"),
+    })?;
     for remark in &outcome.report.remarks {
         say(&format!("warning: {} on {}: {}", remark.pass, remark.region, remark.message));
     }

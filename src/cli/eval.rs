@@ -41,7 +41,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     save_logits: Option<PathBuf>,
     /// Fail with code 5 if the perplexity is above this.
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = super::number(1.0..=f64::MAX, "a number of 1 or more"))]
     max_perplexity: Option<f64>,
     #[command(flatten)]
     engine: EngineArgs,

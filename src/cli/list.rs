@@ -49,6 +49,7 @@ pub(super) fn passes(context: &Context, args: &PassesArgs) -> Result<(), Failure
         [p.name.clone(), summary(p), fidelity(p.fidelity), options.join(" ")]
     });
     print(&table(["pass", "what it does", "fidelity", "options"], rows));
+    print("`rewrites`, with --rewrites FILE, applies the rules of a file: docs/write-a-pass.md.\n");
     Ok(())
 }
 
@@ -118,7 +119,8 @@ fn plain(value: &Json) -> String {
 fn page(passes: &[PassInfo]) -> String {
     let mut out = String::from(
         "# Passes\n\nThis page is made from the passes' own documentation by `cargo xtask docs`.\n\n\
-         A pipeline is text: `name{key=value,flag},name,…`. The targets' default pipelines: `awqc targets`.\n",
+         A pipeline is text: `name{key=value,flag},name,…`. The targets' default pipelines: `awqc targets`. One pass more,\n\
+         `rewrites`, applies the rules of a file: [write-a-pass.md](write-a-pass.md).\n",
     );
     for pass in passes {
         // The headings of a pass stand below its own.

@@ -15,7 +15,9 @@ mod run;
 mod study;
 mod verify;
 
+use std::ops::RangeInclusive;
 use std::process::ExitCode;
+use std::str::FromStr;
 
 use awqc_passes::Registry;
 use clap::{Parser, Subcommand};
@@ -37,7 +39,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 unsupported model or target, 4 bad inpu
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Threads to use; one for each core if not given, and never more than the machine runs at once. Results do not
+    /// Threads to use; one for each physical core if not given, and never more than the machine runs at once. Results do not
     /// depend on it.
     #[arg(long, global = true, value_name = "N", value_parser = threads)]
     threads: Option<usize>,
@@ -128,6 +130,14 @@ pub fn main(registry: Registry) -> ExitCode {
             ExitCode::from(failure.exit as u8)
         }
     }
+}
+
+/// Reads a number in a range, which `what` describes; NaN is in none.
+fn number<T>(range: RangeInclusive<T>, what: &'static str) -> impl Fn(&str) -> Result<T, String> + Clone
+where
+    T: FromStr + PartialOrd + Clone + Send + Sync + 'static,
+{
+    move |text| text.parse().ok().filter(|n| range.contains(n)).ok_or_else(|| format!("{what} is needed"))
 }
 
 fn threads(text: &str) -> Result<usize, String> {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use awqc_exec::HostExecutor;
+use awqc_frontends::Kind;
 use awqc_ir::{RegionName, text, verify::verify};
 use awqc_passes::{RemarkKind, Remarks};
 
@@ -28,7 +29,10 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
-    let Model { mut module, source, .. } = Model::open(&args.file)?;
+    let Model { mut module, source, kind, .. } = Model::open(&args.file)?;
+    if kind == Kind::Text && args.watch.check_each {
+        say(&format!("note: {} is text without weights: passes are checked on made-up ones", args.file.display()));
+    }
     let in_file = || {
         let text = std::fs::read_to_string(&args.file).ok()?;
         Some(text.lines().next()?.strip_prefix("// passes:")?.trim().to_owned())

@@ -9,6 +9,7 @@ use awqc_ir::{Op, Operand, Quant};
 use awqc_passes::Pass;
 use awqc_passes::awq_clip::AwqClip;
 use awqc_passes::awq_scale::AwqScale;
+use awqc_passes::pack::Pack;
 use awqc_passes::pipeline::Pipeline;
 use awqc_passes::profile::Profile;
 use awqc_passes::quantize::Quantize;
@@ -59,6 +60,25 @@ pub(super) fn searches_profiled(pipeline: &str) -> Result<(), Failure> {
         Err(Failure::new(Exit::Usage, format!("`{}` needs the statistics of the activations", step.name))
             .help("put `profile` before it in --passes"))
     })
+}
+
+/// What people should know of what they asked for, though it can be done.
+pub(super) fn remarks(request: &Request<'_>, pipeline: &str) -> Vec<String> {
+    let Ok(Pipeline { steps }) = pipeline.parse::<Pipeline>() else { return Vec::new() };
+    let has = |name: &str| steps.iter().any(|s| s.name == name);
+    let kernels = request.target.cpu.is_some() || request.target.cuda.is_some();
+    let mut out = Vec::new();
+    if kernels && has(Quantize::NAME) && !has(Pack::NAME) {
+        out.push(format!(
+            "the pipeline has no `{}`, so the kernels for packed weights will not run the model; `awqc targets` lists the \
+             target's own pipeline",
+            Pack::NAME
+        ));
+    }
+    if request.random.is_some() && has(Profile::NAME) {
+        out.push("calibration says nothing of random weights: --method rtn leaves it out".into());
+    }
+    out
 }
 
 /// The failure to open `model`, with what can be done where there is a configuration and nothing else.

@@ -14,6 +14,7 @@ use awqc_ir::{Module, Quant, Region, verify::verify};
 use awqc_passes::manager::{ManagerError, ManagerErrorKind, ModuleCx, shared_tensors};
 use awqc_passes::pipeline::{Pipeline, Step};
 use awqc_passes::profile::Profile;
+use awqc_passes::remark::counted;
 use awqc_passes::{Afterwards, ExecError, Executor, Pass, PassError, Registry, Remarks};
 use serde_json::{Value as Json, json};
 
@@ -115,7 +116,8 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     compilable(&model, &pipeline)?;
     checks::refuse_overlap(request.model, &request.out)?;
     if !request.quiet {
-        model.notes.iter().for_each(|note| say(&format!("note: {note}")));
+        let own = checks::remarks(request, &pipeline);
+        model.notes.iter().chain(&own).for_each(|note| say(&format!("note: {note}")));
     }
     verify(&model.module).map_err(|d| Failure::new(Exit::BadInput, d))?;
     if let Some(allocation) = &allocation {
@@ -166,6 +168,10 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
         Work::open(&request.out, &fingerprint(request.model, parts))
     });
     let work = work.transpose()?;
+    let finished = work.as_ref().map_or(0, Work::finished);
+    if finished > 0 && !request.quiet {
+        say(&format!("note: {} finished by an earlier run", counted(finished as u64, "region")));
+    }
     let mut remarks = Remarks::default();
     let mut tally = Tally::default();
     let kept = if let Some(work) = &work { work.load_widths(&mut remarks)? } else { None };

@@ -79,8 +79,9 @@ pub fn places<I: Copy + Into<i64>>(
         return Ok(Vec::new());
     }
     if found != there {
+        let needed = if images == 0 { " are given".into() } else { format!(" of {rows} rows need {there}") };
         return Err(format!(
-            "the text holds {found} image tokens ({token}), {images} images of {rows} rows need {there}: \
+            "the text holds {found} image tokens ({token}), {images} images{needed}: \
              give as many images as the text has places for"
         ));
     }
