@@ -100,6 +100,7 @@ pub fn products_on(
         for (rows, cols) in wanted.shapes.iter().copied() {
             interrupt.check()?;
             let probe = Probe::new(device, *quant, rows, cols)?;
+            probe.check(image)?;
             for tokens in wanted.tokens.iter().copied() {
                 interrupt.check()?;
                 let timing = probe.measure(tokens, wanted.repeats, image)?;

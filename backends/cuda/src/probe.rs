@@ -10,7 +10,7 @@ use crate::CudaError;
 use crate::arch::Arch;
 use crate::driver::{Address, Buffer, Device, Function, Launch};
 use crate::emit::Source;
-use crate::kernels::Call;
+use crate::kernels::{Call, dequantize};
 use crate::lower::{Product, product};
 use crate::plan::{Given, Place};
 
@@ -83,6 +83,37 @@ impl Probe {
         }
         let label = format!("{quant}[{rows},{cols}]");
         Ok(Self { device: device.clone(), arch, shape, label, numbers: codes.decode(), copies, stride, weights })
+    }
+
+    /// Checks that the device reads the weight as the processor does: number by number, to the last bit.
+    ///
+    /// # Errors
+    /// When it does not, or the device lacks memory or fails.
+    pub fn check(&self, image: &Compile<'_>) -> Result<(), CudaError> {
+        let source = dequantize::source(self.arch, &self.shape)?;
+        let code = self.device.load(&image(&source, self.arch)?)?;
+        let function = self.device.function(&code, &source.name, source.shared_bytes)?;
+        let mut bytes = vec![0xff; 4 * self.numbers.len()];
+        let out = self.device.alloc("a weight in f32", bytes.len())?;
+        self.device.upload(&out, 0, &bytes)?;
+        self.device.launch(&Launch {
+            function: &function,
+            grid: [self.shape.panels() as u32, 1, 1],
+            threads: source.threads,
+            shared_bytes: source.shared_bytes,
+            args: &[self.weights.address(), self.weights.address(), out.address()],
+        })?;
+        self.device.download(&out, 0, &mut bytes)?;
+        let (mut worst, mut largest) = (0f64, f64::MIN_POSITIVE);
+        for (got, want) in bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).zip(&self.numbers) {
+            let off = f64::from((got - want).abs());
+            worst = if off.is_nan() { f64::INFINITY } else { worst.max(off) };
+            largest = largest.max(f64::from(want.abs()));
+        }
+        if worst > 0.0 {
+            return Err(CudaError::Wrong { what: self.label.clone(), error: worst / largest, bound: 0.0 });
+        }
+        Ok(())
     }
 
     /// Checks and times the product with the activations of so many tokens.

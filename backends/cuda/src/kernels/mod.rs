@@ -12,6 +12,7 @@
 pub mod argmax;
 pub mod attend;
 pub mod dense;
+pub mod dequantize;
 pub mod divide;
 pub mod flash;
 pub mod gemm;

@@ -2,6 +2,7 @@
 
 use awqc_cuda::arch::Arch;
 use awqc_cuda::emit::Source;
+use awqc_cuda::kernels::dequantize;
 use awqc_cuda::probe::{Probe, Repeats};
 use awqc_cuda::{CudaError, product};
 use awqc_exec::layout::mma16;
@@ -17,6 +18,10 @@ fn quants() -> [Quant; 3] {
     [4, 3, 2].map(|bits| Quant { bits, symmetric: bits == 3, group: Group::Size(128) })
 }
 
+fn decoder(quant: Quant, rows: usize, cols: usize) -> Source {
+    dequantize::source(arch(), &mma16::shape(quant, rows, cols).expect("a shape")).expect("a kernel")
+}
+
 #[test]
 fn products_are_checked_and_measured() {
     let (rows, cols) = (40, 260);
@@ -25,10 +30,12 @@ fn products_are_checked_and_measured() {
         let shape = mma16::shape(quant, rows, cols).expect("a shape");
         TOKENS.map(|tokens| product(arch, &shape, tokens).expect("a product").kernels)
     });
-    let all: Vec<Source> = kernels.into_iter().flatten().flatten().collect();
+    let numbers = quants().map(|quant| decoder(quant, rows, cols));
+    let all: Vec<Source> = kernels.into_iter().flatten().flatten().chain(numbers).collect();
     let bench = Bench::new(&all);
     for quant in quants() {
         let probe = Probe::new(&bench.device, quant, rows, cols).expect("a weight");
+        probe.check(&|source, _| bench.image(source)).unwrap_or_else(|e| panic!("{quant}: {e}"));
         for tokens in TOKENS {
             let timing = probe
                 .measure(tokens, FEW, &|source, _| {
@@ -54,10 +61,17 @@ fn a_wrong_kernel_is_found() {
         assert_ne!(text, kernel.text, "{text}");
         kernel.text = text;
     }
+    let mut numbers = decoder(quant, 16, 128);
+    let text = numbers.text.replacen("    out[", "    if (threadIdx.x != 7) out[", 1);
+    assert_ne!(text, numbers.text, "{text}");
+    numbers.text = text;
+    kernels.push(numbers);
     let bench = Bench::new(&kernels);
     let probe = Probe::new(&bench.device, quant, 16, 128).expect("a weight");
     let image =
         |source: &Source, _: &Arch| bench.image(kernels.iter().find(|k| k.name == source.name).expect("a kernel"));
+    let error = probe.check(&image).expect_err("a number is missing");
+    assert!(matches!(&error, CudaError::Wrong { error, .. } if *error > 0.0), "{error}");
     let error = probe.measure(1, FEW, &image).expect_err("the result is wrong");
     assert!(matches!(&error, CudaError::Wrong { error, .. } if *error > 1.0), "{error}");
     assert!(error.to_string().contains("u4g128[16,128] with 1 tokens wrongly"), "{error}");

@@ -2,7 +2,7 @@
 
 use awqc_cuda::arch::Arch;
 use awqc_cuda::emit::Source;
-use awqc_cuda::kernels::{Call, gemm, gemv};
+use awqc_cuda::kernels::{Call, dequantize, gemm, gemv};
 use awqc_exec::layout::mma16;
 use awqc_ir::Group;
 use awqc_ir::tiles::Tiles;
@@ -16,6 +16,7 @@ struct Case {
     bias: bool,
     gemv: Source,
     gemm: Source,
+    dequantize: Source,
 }
 
 /// Odd shapes, all bits, groups of 16 to a whole row.
@@ -42,7 +43,8 @@ fn cases() -> Vec<Case> {
         let shape = mma16::shape(codes.quant, rows, cols).expect("a shape");
         let gemv = gemv::source(arch, &shape, bias).expect("a kernel");
         let gemm = gemm::source(arch, &shape, bias).expect("a kernel");
-        Case { codes, shape, bias, gemv, gemm }
+        let dequantize = dequantize::source(arch, &shape).expect("a kernel");
+        Case { codes, shape, bias, gemv, gemm, dequantize }
     })
     .collect()
 }
@@ -83,6 +85,22 @@ fn products_are_those_of_the_decoded_weights() {
             let error = error(&bench.read_f32(&y), &want);
             assert!(error < 2e-6, "{}, {tokens} tokens: {error}", kernel.name);
         }
+    }
+}
+
+#[test]
+fn packed_weights_are_the_numbers_of_their_codes() {
+    let cases = cases();
+    let bench = Bench::new(cases.iter().map(|c| &c.dequantize));
+    for case in &cases {
+        let weight = bench.bytes(&mma16::panels(&case.codes).expect("panels"));
+        let numbers = decode(&case.codes);
+        let out = bench.f32(&vec![f32::NAN; numbers.len()]);
+        let args = [weight.address(), weight.address(), out.address()];
+        bench.launch(&case.dequantize, [case.shape.panels() as u32, 1, 1], &args);
+        let got: Vec<f64> = bench.read_f32(&out).into_iter().map(f64::from).collect();
+        // Eleven bits of a scale times eight of a code: nothing is rounded.
+        assert!(got == numbers, "{}", case.dequantize.name);
     }
 }
 
@@ -156,5 +174,6 @@ fn equal_input_gives_equal_text() {
     for (a, b) in one.iter().zip(&other) {
         assert_eq!(a.gemv, b.gemv);
         assert_eq!(a.gemm, b.gemm);
+        assert_eq!(a.dequantize, b.dequantize);
     }
 }

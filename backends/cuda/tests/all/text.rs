@@ -6,7 +6,7 @@ use awqc_cuda::arch::{ARCHS, Arch};
 use awqc_cuda::emit::Source;
 use awqc_cuda::kernels::routed::{Routed, Stack};
 use awqc_cuda::kernels::rows::{Choice, Kind, Map, Out, Row, Rows, Step, Zip};
-use awqc_cuda::kernels::{Float, argmax, attend, dense, flash, gemm, gemv, route, top};
+use awqc_cuda::kernels::{Float, argmax, attend, dense, dequantize, flash, gemm, gemv, route, top};
 use awqc_cuda::{CudaError, Nvrtc};
 use awqc_ir::op::{Alibi, GroupScore, Groups, Sdpa, TopK};
 use awqc_ir::tiles::Tiles;
@@ -64,6 +64,7 @@ fn kernels(arch: &Arch) -> Vec<Source> {
         let quant = Quant { bits, symmetric, group: Group::Size(group) };
         let shape = Tiles::of(quant, 4096, 4096).expect("a shape");
         out.push(gemv::source(arch, &shape, bits == 4).expect("a kernel"));
+        out.push(dequantize::source(arch, &shape).expect("a kernel"));
         out.push(gemm::source(arch, &shape, bits == 4).expect("a kernel"));
         let narrow = Tiles::of(quant, 1536, 8960).expect("a shape");
         out.push(gemv::split_source(arch, &narrow, bits == 4, 5).expect("a kernel"));
