@@ -79,6 +79,10 @@ fn what_is_done_otherwise_than_one_may_think_is_said() {
     let bench = json(&["bench", &model, "-p", "4", "-n", "1", "-r", "1", "--json"]);
     assert_eq!(bench["act"], "f32", "no weight is packed: {bench}");
 
+    let rounded = path(&dir, "rounded");
+    let done = awqc(&["compile", &model, "--method", "rtn", "--group", "16", "--calib", "no-such.txt", "-o", &rounded]);
+    assert!(done.code == 0 && done.err.contains("so no calibration text is read"), "{}", done.err);
+
     let text = path(&dir, "llama.awqir");
     fs::write(&text, awqc(&["dump", &model]).out).expect("written");
     let opt = |file: &str| awqc(&["opt", file, "--passes", "canonicalize,fuse-qkv", "--check-each"]);

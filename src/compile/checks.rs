@@ -16,6 +16,7 @@ use awqc_passes::quantize::Quantize;
 use awqc_passes::tune::Tune;
 
 use super::Request;
+use crate::calibration::Calibration;
 use crate::device::nvrtc;
 use crate::failure::{Exit, Failure};
 use crate::model::Model;
@@ -74,6 +75,9 @@ pub(super) fn remarks(request: &Request<'_>, pipeline: &str) -> Vec<String> {
              target's own pipeline",
             Pack::NAME
         ));
+    }
+    if !has(Profile::NAME) && !has(Tune::NAME) && !matches!(request.calibration, Calibration::Builtin) {
+        out.push("nothing in the pipeline looks at activations, so no calibration text is read".into());
     }
     if request.random.is_some() && has(Profile::NAME) {
         out.push("calibration says nothing of random weights: --method rtn leaves it out".into());
