@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use crate::failure::{Exit, Failure};
 use crate::interrupt::Interrupt;
+use crate::metrics::quantile;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,22 +54,18 @@ impl Row {
     }
 }
 
+fn sorted(samples: &[f64]) -> Vec<f64> {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted
+}
+
 /// Mean, standard deviation and median.
 fn statistics(samples: &[f64]) -> (f64, f64, f64) {
     let n = samples.len().max(1) as f64;
     let mean = samples.iter().sum::<f64>() / n;
     let variance = samples.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
-    (mean, variance.sqrt(), quantile(samples, 0.5))
-}
-
-/// A quantile, between two samples in proportion to their ranks.
-fn quantile(samples: &[f64], q: f64) -> f64 {
-    let mut sorted = samples.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let rank = q * sorted.len().saturating_sub(1) as f64;
-    let at = |rank: f64| sorted.get(rank as usize).copied().unwrap_or(f64::NAN);
-    let (low, high) = (at(rank.floor()), at(rank.ceil()));
-    low + (high - low) * rank.fract()
+    (mean, variance.sqrt(), quantile(&sorted(samples), 0.5))
 }
 
 /// What can be measured.
@@ -200,7 +197,7 @@ pub fn measure(
         median,
         gigabytes_per_second: read,
         bandwidth_share: None,
-        token_ms: (!times.is_empty()).then(|| [quantile(&times, 0.5), quantile(&times, 0.99)]),
+        token_ms: (!times.is_empty()).then(|| [0.5, 0.99].map(|q| quantile(&sorted(&times), q))),
     })
 }
 
@@ -288,7 +285,7 @@ pub fn kernel(
         }
     }
     // The first touches the memory.
-    let microseconds = quantile(&times[1..], 0.5);
+    let microseconds = quantile(&sorted(&times[1..]), 0.5);
     Ok(Kernel {
         quant: quant.to_string(),
         rows,
@@ -300,17 +297,4 @@ pub fn kernel(
         gigabytes_per_second: 1e-3 * bytes.len() as f64 / microseconds,
         gigaops: 2e-3 * (rows * cols * tokens) as f64 / microseconds,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quantiles_lie_between_samples() {
-        assert_eq!(quantile(&[4.0, 1.0], 0.5), 2.5);
-        assert_eq!(quantile(&[3.0, 1.0, 2.0], 0.5), 2.0);
-        assert_eq!((quantile(&[5.0, 1.0, 3.0], 0.0), quantile(&[5.0, 1.0, 3.0], 1.0)), (1.0, 5.0));
-        assert!((quantile(&[0.0, 10.0], 0.99) - 9.9).abs() < 1e-12 && quantile(&[], 0.5).is_nan());
-    }
 }

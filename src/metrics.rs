@@ -249,7 +249,7 @@ impl Metrics {
     fn distance(&self) -> Option<Distance> {
         let mut kl = self.each_kl.clone();
         kl.sort_by(f64::total_cmp);
-        let quantile = |q: f64| kl.get((kl.len().saturating_sub(1) as f64 * q).round() as usize).copied();
+        kl.first()?;
         let (perplexity_ratio, perplexity_ratio_error) = self.nll.minus(&self.reference).exp();
         Some(Distance {
             reference_perplexity: self.reference.exp().0,
@@ -257,18 +257,37 @@ impl Metrics {
             perplexity_ratio_error,
             kl_divergence: self.kl.mean(),
             kl_error: self.kl.error(),
-            kl_median: quantile(0.5)?,
-            kl_p99: quantile(0.99)?,
-            kl_max: quantile(1.0)?,
+            kl_median: quantile(&kl, 0.5),
+            kl_p99: quantile(&kl, 0.99),
+            kl_max: quantile(&kl, 1.0),
             top1_agreement: self.agree.mean(),
             top1_error: self.agree.error(),
         })
     }
 }
 
+/// A quantile of sorted numbers, between two of them in proportion to their ranks; NaN if there are none.
+pub(crate) fn quantile(sorted: &[f64], q: f64) -> f64 {
+    let rank = q * sorted.len().saturating_sub(1) as f64;
+    let at = |rank: f64| sorted.get(rank as usize).copied().unwrap_or(f64::NAN);
+    match rank.fract() {
+        // Infinities are not taken from each other.
+        0.0 => at(rank),
+        between => at(rank.floor()) * (1.0 - between) + at(rank.ceil()) * between,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn quantiles_lie_between_numbers() {
+        assert_eq!(quantile(&[1.0, 4.0], 0.5), 2.5);
+        assert_eq!(quantile(&[1.0, 2.0, 3.0], 0.5), 2.0);
+        assert_eq!((quantile(&[1.0, 3.0, 5.0], 0.0), quantile(&[1.0, 3.0, f64::INFINITY], 1.0)), (1.0, f64::INFINITY));
+        assert!((quantile(&[0.0, 10.0], 0.99) - 9.9).abs() < 1e-12 && quantile(&[], 0.5).is_nan());
+    }
 
     fn against(logits: &[f32], reference: &[f32]) -> (f64, f64, bool) {
         let reference = Expected::of(reference, 0).expect("the target exists");

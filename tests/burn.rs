@@ -15,8 +15,8 @@ use awqc::passes::profile::taps;
 use awqc::passes::{Afterwards, Executor};
 use serde_json::Value as Json;
 
+use crate::cli::Done;
 use crate::emulator::{Emulator, on_device};
-use crate::gpu::Done;
 use crate::models::{Expected, largest_difference};
 
 /// Says to a process that the emulator is its driver.

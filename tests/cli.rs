@@ -13,17 +13,27 @@ pub(crate) struct Done {
     pub(crate) err: String,
 }
 
+impl Done {
+    /// Runs a command.
+    pub(crate) fn of(command: &mut Command) -> Self {
+        let Output { status, stdout, stderr } = command.output().expect("the program starts");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+        Self { code: status.code().expect("an exit code"), out: text(stdout), err: text(stderr) }
+    }
+
+    /// What a command that ended well says.
+    pub(crate) fn json(&self) -> Json {
+        assert_eq!(self.code, 0, "{}", self.err);
+        serde_json::from_str(&self.out).expect("one JSON object on standard output")
+    }
+}
+
 pub(crate) fn awqc(args: &[&str]) -> Done {
-    let Output { status, stdout, stderr } =
-        Command::new(env!("CARGO_BIN_EXE_awqc")).args(args).output().expect("the program starts");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-    Done { code: status.code().expect("an exit code"), out: text(stdout), err: text(stderr) }
+    Done::of(Command::new(env!("CARGO_BIN_EXE_awqc")).args(args))
 }
 
 pub(crate) fn json(args: &[&str]) -> Json {
-    let done = awqc(args);
-    assert_eq!(done.code, 0, "{}", done.err);
-    serde_json::from_str(&done.out).expect("one JSON object on standard output")
+    awqc(args).json()
 }
 
 pub(crate) fn golden(name: &str) -> String {

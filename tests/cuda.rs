@@ -19,7 +19,7 @@ use awqc::statistics::Statistics;
 use awqc::target::{Method, Target};
 use awqc::watch::Watch;
 
-use crate::cli::{path, scratch};
+use crate::cli::{Done, path, scratch};
 use crate::emulator::{Emulator, arch};
 use crate::images::{photo, ready};
 use crate::models::{Expected, float_folders, largest_difference, name, reference, seen};
@@ -202,24 +202,20 @@ fn a_token_reads_the_experts_that_it_goes_to() {
     assert!(many.iter().any(|n| n == "gemm64_u4g16_64x32_2of4_shared_runs"), "{many:?}");
 }
 
-/// What the program does.
-struct Done {
-    code: i32,
-    out: String,
-    err: String,
-}
-
 /// Runs the program with the emulator as the system's driver.
 fn awqc(args: &[&str], emulator: &Emulator, settings: &[(&str, &str)]) -> Done {
-    let out = Command::new(env!("CARGO_BIN_EXE_awqc"))
-        .args(args)
-        .env("LD_LIBRARY_PATH", emulator.folder())
-        .env_remove("AWQC_NVRTC")
-        .envs(settings.iter().copied())
-        .output()
-        .expect("the program starts");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-    Done { code: out.status.code().expect("an exit code"), out: text(out.stdout), err: text(out.stderr) }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_awqc"));
+    command.args(args).env("LD_LIBRARY_PATH", emulator.folder()).env_remove("AWQC_NVRTC");
+    Done::of(command.envs(settings.iter().copied()))
+}
+
+/// A driver that knows the kernels of an artefact: they are linked in, and it looks at no machine code.
+fn driver_of(artefact: &str) -> Emulator {
+    let Lowered { kernels, .. } = lowered(&Model::open(Path::new(artefact)).expect("an artefact"));
+    for kernel in &kernels {
+        fs::write(Path::new(artefact).join(format!("kernels/{}.cubin", kernel.name)), b"none").expect("written");
+    }
+    Emulator::emulated(&kernels)
 }
 
 /// Every file below a folder, with its contents.
@@ -246,11 +242,7 @@ fn the_program_compiles_and_runs_mixtures_of_experts() {
             assert_eq!(done.code, 0, "{model}, {target}: {}", done.err);
         }
         let out = out(89);
-        let lowered = lowered(&Model::open(Path::new(&out)).expect("an artefact"));
-        let emulator = Emulator::emulated(&lowered.kernels);
-        for kernel in &lowered.kernels {
-            fs::write(Path::new(&out).join(format!("kernels/{}.cubin", kernel.name)), b"none").expect("written");
-        }
+        let emulator = driver_of(&out);
         let perplexity = |device: &str| {
             let done = awqc(&["eval", &out, "--ids", ids, "--json", "-q", "--device", device], &emulator, &[]);
             assert_eq!(done.code, 0, "{model}, {device}: {}", done.err);
@@ -276,11 +268,7 @@ fn the_program_shows_images_to_a_model_on_the_device() {
     let compile = ["compile", &model, "--target", "cuda-sm89", "--calib-ids", &ids, "--group", "16", "-o", &out];
     let done = awqc(&compile, &none, &[]);
     assert_eq!(done.code, 0, "{}", done.err);
-    let lowered = lowered(&Model::open(Path::new(&out)).expect("an artefact"));
-    let emulator = Emulator::emulated(&lowered.kernels);
-    for kernel in &lowered.kernels {
-        fs::write(Path::new(&out).join(format!("kernels/{}.cubin", kernel.name)), b"none").expect("written");
-    }
+    let emulator = driver_of(&out);
     let run = |device: &str, images: &[String]| {
         let prompt = ["run", &out, "--prompt", "w5 <image> w6 w7", "--max-tokens", "6", "--json", "-q"];
         let images: Vec<&str> = images.iter().flat_map(|image| ["--image", image]).collect();
@@ -332,12 +320,7 @@ fn the_program_compiles_runs_and_explains_what_it_cannot() {
     assert!(done.err.contains("no kernel covers u4g20[") && done.err.contains("help: another --group"), "{}", done.err);
     assert!(!dir.path().join("none").exists());
 
-    let lowered = lowered(&Model::open(Path::new(&out)).expect("an artefact"));
-    let emulator = Emulator::emulated(&lowered.kernels);
-    for kernel in &lowered.kernels {
-        // The emulator's kernels are linked in; it looks at no machine code.
-        fs::write(kernels.join(format!("{}.cubin", kernel.name)), b"none").expect("written");
-    }
+    let emulator = driver_of(&out);
     let eval = |more: &[&str], settings: &[(&str, &str)]| {
         awqc(&[&["eval", &out, "--ids", ids, "--json", "-q"], more].concat(), &emulator, settings)
     };

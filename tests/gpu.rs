@@ -6,29 +6,8 @@ use std::process::Command;
 
 use serde_json::Value as Json;
 
+use crate::cli::Done;
 use crate::emulator::Emulator;
-
-/// What the program does.
-pub(crate) struct Done {
-    pub(crate) code: i32,
-    pub(crate) out: String,
-    pub(crate) err: String,
-}
-
-impl Done {
-    /// Runs a command.
-    pub(crate) fn of(command: &mut Command) -> Self {
-        let out = command.output().expect("the program starts");
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-        Self { code: out.status.code().expect("an exit code"), out: text(out.stdout), err: text(out.stderr) }
-    }
-
-    /// What a command that ended well says.
-    pub(crate) fn json(&self) -> Json {
-        assert_eq!(self.code, 0, "{}", self.err);
-        serde_json::from_str(&self.out).expect("JSON")
-    }
-}
 
 /// Runs the program with the emulator as the system's driver and compiler.
 fn awqc(emulator: &Emulator, args: &[&str], settings: &[(&str, &str)]) -> Done {

@@ -4,6 +4,8 @@
 //! positions come after them. The regions that take one value are its *eye*: they see pixels and nothing else, so they
 //! run once for each image. The first region that takes more joins what they made of the images with the text.
 
+use serde::{Deserialize, Serialize};
+
 use crate::module::Module;
 use crate::op::Op;
 use crate::region::Region;
@@ -22,6 +24,16 @@ pub struct Images {
     pub token: Option<u32>,
     /// How many of these tokens an image takes.
     pub tokens: u64,
+}
+
+/// Rows of images that stand in a text ([`crate::op::Place`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Placed {
+    /// The token that stands for one.
+    pub token: u32,
+    /// Channels.
+    pub width: usize,
 }
 
 /// The channels, lines and columns of pixels, `[N,C,H,W]` with a symbol for the number of images; `None` for any other

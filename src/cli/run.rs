@@ -44,13 +44,15 @@ pub(super) struct Args {
     #[arg(long, default_value_t = 256, value_name = "N")]
     max_tokens: usize,
     /// Divides the logits; 0 always takes the most probable token.
-    #[arg(long, default_value_t = 0.0, value_name = "T", value_parser = super::number(0.0..=f32::MAX, "a number of 0 or more"), allow_hyphen_values = true)]
+    #[arg(long, default_value_t = 0.0, value_name = "T", allow_hyphen_values = true,
+          value_parser = super::number(0.0..=f32::MAX, "a number of 0 or more"))]
     temperature: f32,
     /// Choose among the K most probable tokens only; 0 for all.
     #[arg(long, default_value_t = 0, value_name = "K")]
     top_k: usize,
     /// Choose among the most probable tokens that together reach P.
-    #[arg(long, default_value_t = 1.0, value_name = "P", value_parser = super::number(f32::MIN_POSITIVE..=1.0, "a number above 0, up to 1,"))]
+    #[arg(long, default_value_t = 1.0, value_name = "P",
+          value_parser = super::number(f32::MIN_POSITIVE..=1.0, "a number above 0, up to 1,"))]
     top_p: f32,
     /// Start of the random numbers.
     #[arg(long, default_value_t = 0)]

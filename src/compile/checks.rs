@@ -64,7 +64,7 @@ pub(super) fn searches_profiled(pipeline: &str) -> Result<(), Failure> {
 }
 
 /// What people should know of what they asked for, though it can be done.
-pub(super) fn remarks(request: &Request<'_>, pipeline: &str) -> Vec<String> {
+pub(super) fn notes(request: &Request<'_>, pipeline: &str) -> Vec<String> {
     let Ok(Pipeline { steps }) = pipeline.parse::<Pipeline>() else { return Vec::new() };
     let has = |name: &str| steps.iter().any(|s| s.name == name);
     let kernels = request.target.cpu.is_some() || request.target.cuda.is_some();

@@ -116,7 +116,7 @@ pub fn compile(request: &Request<'_>) -> Result<Outcome, Failure> {
     compilable(&model, &pipeline)?;
     checks::refuse_overlap(request.model, &request.out)?;
     if !request.quiet {
-        let own = checks::remarks(request, &pipeline);
+        let own = checks::notes(request, &pipeline);
         model.notes.iter().chain(&own).for_each(|note| say(&format!("note: {note}")));
     }
     verify(&model.module).map_err(|d| Failure::new(Exit::BadInput, d))?;

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use awqc_ir::Stored;
+use awqc_ir::images::Placed;
 use awqc_ir::op::{RopeTable, Sdpa, TopK};
 use awqc_ir::panels::Panels;
 
@@ -28,18 +29,9 @@ pub(crate) struct Program<'a> {
     /// The activations of packed linears.
     pub(crate) activations: Vec<Rounded>,
     /// The images that it takes.
-    pub(crate) images: Option<Images>,
+    pub(crate) images: Option<Placed>,
     /// The ways of tokens to experts; layers that choose in the same manner share one.
     pub(crate) routes: Vec<Choice>,
-}
-
-/// Rows of images that stand in a text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Images {
-    /// The token that stands for one.
-    pub(crate) token: u32,
-    /// Channels.
-    pub(crate) width: usize,
 }
 
 /// Activations that are quantized once for all products that read them.

@@ -9,8 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use awqc_exec::Logits;
+use awqc_exec::eye::rows_of;
 use awqc_exec::host::elementwise;
 use awqc_exec::interp::ops::image::places;
+use awqc_ir::images::Placed;
 use awqc_ir::{TensorSource, Verified};
 use awqc_passes::Tensor;
 
@@ -24,7 +26,7 @@ use crate::linear::{Activations, Operand, multiply};
 use crate::lower::{Input, lower};
 use crate::memory::Pages;
 use crate::pool::{Member, Pool};
-use crate::program::{Images, Ints, Linear, Product, Program, Row, Stage};
+use crate::program::{Ints, Linear, Product, Program, Row, Stage};
 
 /// How a model runs.
 #[derive(Clone, Copy, Debug)]
@@ -186,13 +188,7 @@ impl<'a> Session<'a> {
     /// When the model takes none, or others.
     pub fn see(&mut self, images: Tensor) -> Result<(), CpuError> {
         self.reset();
-        let Some(takes) = self.body.program.images else {
-            return Err(CpuError::Images("the model takes text alone, no images".into()));
-        };
-        if images.shape.len() != 3 || images.cols() != takes.width {
-            let (width, shape) = (takes.width, &images.shape);
-            return Err(CpuError::Images(format!("rows of images have {width} channels here, these are {shape:?}")));
-        }
+        rows_of(self.body.program.images, &images).map_err(CpuError::Images)?;
         self.images = images;
         Ok(())
     }
@@ -274,7 +270,7 @@ impl<'a> Session<'a> {
 
     /// The rows of images at the places of `ids`.
     fn places(&self, ids: &[i32]) -> Result<Vec<Option<usize>>, CpuError> {
-        let Some(Images { token, .. }) = self.body.program.images else { return Ok(Vec::new()) };
+        let Some(Placed { token, .. }) = self.body.program.images else { return Ok(Vec::new()) };
         let there = [0, 1].map(|axis| self.images.shape.get(axis).copied().unwrap_or(0));
         places(token, ids, there.into()).map_err(CpuError::Images)
     }

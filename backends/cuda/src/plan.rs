@@ -1,6 +1,7 @@
 //! The launch plan: what a device does for each call, as data. It is written beside the kernels (`kernels/plan.json`)
 //! and needs neither the module nor the compiler to be carried out.
 
+use awqc_ir::images::Placed;
 use awqc_ir::op::RopeTable;
 use serde::{Deserialize, Serialize};
 
@@ -39,7 +40,7 @@ pub struct Plan {
     /// Embedding tables and what is looked up in them, to be checked beforehand.
     pub tables: Vec<Table>,
     /// The images that the module takes, if it takes any.
-    pub images: Option<Images>,
+    pub images: Option<Placed>,
     /// All regions but the last, and those of the module's eye, which are not in the plan.
     pub body: Part,
     /// The last region.
@@ -102,16 +103,6 @@ pub struct Table {
     pub rows: usize,
     /// Added to every index.
     pub offset: u32,
-}
-
-/// Rows of images that stand in a text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Images {
-    /// The token that stands for one.
-    pub token: u32,
-    /// Channels.
-    pub width: usize,
 }
 
 /// Integers that come with every call.

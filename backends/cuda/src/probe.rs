@@ -104,14 +104,10 @@ impl Probe {
             args: &[self.weights.address(), self.weights.address(), out.address()],
         })?;
         self.device.download(&out, 0, &mut bytes)?;
-        let (mut worst, mut largest) = (0f64, f64::MIN_POSITIVE);
-        for (got, want) in bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).zip(&self.numbers) {
-            let off = f64::from((got - want).abs());
-            worst = if off.is_nan() { f64::INFINITY } else { worst.max(off) };
-            largest = largest.max(f64::from(want.abs()));
-        }
-        if worst > 0.0 {
-            return Err(CudaError::Wrong { what: self.label.clone(), error: worst / largest, bound: 0.0 });
+        let got = bytes.as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b)));
+        let error = off(got.zip(self.numbers.iter().copied().map(f64::from)));
+        if error > 0.0 {
+            return Err(CudaError::Wrong { what: self.label.clone(), error, bound: 0.0 });
         }
         Ok(())
     }
@@ -207,15 +203,21 @@ impl Probe {
             sum_x.iter_mut().zip(x).for_each(|(s, v)| *s += sign * v.to_f64());
             sum_y.iter_mut().zip(y).for_each(|(s, v)| *s += sign * f64::from(*v));
         }
-        let (mut worst, mut largest) = (0f64, f64::MIN_POSITIVE);
-        for (w, got) in self.numbers.chunks_exact(cols).zip(sum_y) {
-            let want: f64 = w.iter().zip(&sum_x).map(|(w, x)| f64::from(*w) * x).sum();
-            let off = (got - want).abs();
-            worst = if off.is_nan() { f64::INFINITY } else { worst.max(off) };
-            largest = largest.max(want.abs());
-        }
-        worst / largest
+        let dot = |w: &[f32]| w.iter().zip(&sum_x).map(|(w, x)| f64::from(*w) * x).sum();
+        off(sum_y.into_iter().zip(self.numbers.chunks_exact(cols).map(dot)))
     }
+}
+
+/// The largest difference of what was found from what is wanted, relative to the largest that is wanted; NaN is as far
+/// as can be.
+fn off(pairs: impl Iterator<Item = (f64, f64)>) -> f64 {
+    let (mut worst, mut largest) = (0f64, f64::MIN_POSITIVE);
+    for (got, want) in pairs {
+        let off = (got - want).abs();
+        worst = if off.is_nan() { f64::INFINITY } else { worst.max(off) };
+        largest = largest.max(want.abs());
+    }
+    worst / largest
 }
 
 /// A 64-bit linear congruential generator, of which the upper half is used.

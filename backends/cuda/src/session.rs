@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use awqc_exec::Logits;
+use awqc_exec::eye::rows_of;
 use awqc_exec::interp::frequencies::frequencies;
 use awqc_exec::interp::ops::image::places;
+use awqc_ir::images::Placed;
 use awqc_ir::{Stored, TensorSource};
 use awqc_passes::Tensor;
 use half::{bf16, f16};
@@ -15,7 +17,7 @@ use crate::arch::Arch;
 use crate::driver::{Address, Buffer, Device, Function, Graph, Launch};
 use crate::kernels::Call;
 use crate::kernels::rows::NO_IMAGE;
-use crate::plan::{FEW, Form, Given, Images, Ints, Launch as Planned, Part, Place, Plan};
+use crate::plan::{FEW, Form, Given, Ints, Launch as Planned, Part, Place, Plan};
 
 /// Where a plan's constants begin in the buffer of weights: multiples of so many bytes.
 const ALIGN: usize = 256;
@@ -170,21 +172,11 @@ impl Session {
     /// When the model takes none, or others, and when the device fails.
     pub fn see(&mut self, images: &Tensor) -> Result<(), CudaError> {
         self.reset();
-        let Some(takes) = self.plan.images else {
-            return Err(CudaError::Images("the model takes text alone, no images".into()));
-        };
-        let &[count, rows, width] = images.shape.as_slice() else {
-            return Err(CudaError::Images(format!("images are [images,rows,channels], these are {:?}", images.shape)));
-        };
-        if width != takes.width {
-            return Err(CudaError::Images(format!("rows of images have {} channels here, not {width}", takes.width)));
-        }
+        let (count, rows) = rows_of(self.plan.images, images).map_err(CudaError::Images)?;
         let bytes: Vec<u8> = images.data.iter().flat_map(|v| v.to_le_bytes()).collect();
         let buffer = self.device.alloc("the images", bytes.len())?;
         self.device.upload(&buffer, 0, &bytes)?;
-        self.images = Some(Seen { images: count, rows, buffer });
-        // Launches that were captured have the address of other images.
-        self.steps = [None, None, None];
+        self.hold(Some(Seen { images: count, rows, buffer }));
         Ok(())
     }
 
@@ -196,9 +188,15 @@ impl Session {
     /// Forgets all earlier positions, and the images.
     pub fn reset(&mut self) {
         self.past = 0;
-        if self.images.take().is_some() {
-            self.steps = [None, None, None];
+        if self.images.is_some() {
+            self.hold(None);
         }
+    }
+
+    /// Other images, or none: launches that were captured have the address of those before.
+    fn hold(&mut self, images: Option<Seen>) {
+        self.images = images;
+        self.steps = [None, None, None];
     }
 
     /// The logits of `ids`, which continue what the session has seen since the last reset: `[ids, vocabulary]`, or
@@ -303,7 +301,7 @@ impl Session {
                 return Err(CudaError::Index { id, rows: table.rows });
             }
         }
-        let Some(Images { token, .. }) = self.plan.images else { return Ok(Vec::new()) };
+        let Some(Placed { token, .. }) = self.plan.images else { return Ok(Vec::new()) };
         let there = self.images.as_ref().map_or((0, 0), |seen| (seen.images, seen.rows));
         places(token, ids, there).map_err(CudaError::Images)
     }

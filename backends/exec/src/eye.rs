@@ -1,6 +1,6 @@
 //! What a model sees images with: the regions that take pixels, and what becomes of them, alone.
 
-use awqc_ir::images::takes_pixels;
+use awqc_ir::images::{Placed, takes_pixels};
 use awqc_ir::{FusedDef, Region, TensorSource, Verified};
 use awqc_passes::{ExecError, Tensor};
 use burn_backend::tensor::Device;
@@ -61,5 +61,17 @@ impl<B: ExecBackend> Eye<B> {
             observe(region, &images)?;
         }
         Ok(images)
+    }
+}
+
+/// How many images these are and how many rows each has, `[images, rows, channels]`, for who puts them into a text.
+///
+/// # Errors
+/// When the text takes none, or rows of another width.
+pub fn rows_of(takes: Option<Placed>, images: &Tensor) -> Result<(usize, usize), String> {
+    let takes = takes.ok_or("the model takes text alone, no images")?;
+    match images.shape.as_slice() {
+        [count, rows, width] if *width == takes.width => Ok((*count, *rows)),
+        shape => Err(format!("images are [images,rows,{}] here, these are {shape:?}", takes.width)),
     }
 }

@@ -8,7 +8,7 @@ pub mod coverage;
 pub mod device;
 pub mod emit;
 pub mod executor;
-mod eye;
+pub mod eye;
 mod gradient;
 mod gram;
 pub mod host;

@@ -8,6 +8,7 @@ use serde_json::{Map, Value as Json, json};
 
 use super::Options;
 use crate::binaries::binaries;
+use crate::nvrtc;
 use crate::run::{capture, cargo, command, root, run, show};
 
 /// Test binaries: what cargo is asked for, the binary's name, the name that it gets in a folder, and the arguments that
@@ -62,7 +63,7 @@ impl Tools {
                 ("target/release/awqc".to_owned(), tests.collect::<Result<Vec<_>>>()?)
             }
         };
-        Ok(Self { awqc, tests, nvrtc: nvrtc(options), device: device() })
+        Ok(Self { awqc, tests, nvrtc: find_nvrtc(options), device: device() })
     }
 
     /// What the report says of the machine.
@@ -89,7 +90,7 @@ impl Tools {
 
     /// Where NVRTC is looked for, and, by burn-cuda, CUDA's headers.
     pub(super) fn environment(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        let nvrtc = self.nvrtc.iter().map(|folder| ("AWQC_NVRTC", folder.as_str()));
+        let nvrtc = self.nvrtc.iter().map(|folder| (nvrtc::VARIABLE, folder.as_str()));
         let headers = self.nvrtc.iter().filter(|folder| Path::new(folder).join("include/cuda_runtime.h").is_file());
         nvrtc.chain(headers.map(|folder| ("CUDA_PATH", folder.as_str())))
     }
@@ -152,9 +153,9 @@ pub(crate) fn prepare(folder: &str) -> Result<()> {
 
 /// NVRTC's folder: as the options or the environment say; nothing if it is where `awqc` looks by itself; otherwise that
 /// of the compiler on the path, or of Python's packages.
-fn nvrtc(options: &Options) -> Option<String> {
+fn find_nvrtc(options: &Options) -> Option<String> {
     let given = options.nvrtc.as_ref().map(|p| p.to_string_lossy().into_owned());
-    let environment = || ["AWQC_NVRTC", "CUDA_HOME", "CUDA_PATH"].iter().find_map(|v| std::env::var(v).ok());
+    let environment = || [nvrtc::VARIABLE, "CUDA_HOME", "CUDA_PATH"].iter().find_map(|v| std::env::var(v).ok());
     let python = || {
         let code = "import nvidia; print(list(nvidia.__path__)[0])";
         let out = Command::new("python3").args(["-c", code]).output().ok().filter(|o| o.status.success())?;

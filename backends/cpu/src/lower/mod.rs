@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 
 use awqc_exec::coverage::without_kernels;
 use awqc_exec::interp::frequencies::frequencies;
+use awqc_ir::images::Placed;
 use awqc_ir::inline::inline_fused;
 use awqc_ir::op::{GeluForm, Op};
 use awqc_ir::{FusedDef, Module, Region, TensorSource, Type, ValueId, WeightId};
@@ -22,7 +23,7 @@ use self::weights::{Home, dense, matrix, vector};
 use crate::CpuError;
 use crate::arena::Place;
 use crate::memory::{Memory, Pages};
-use crate::program::{Images, Ints, Map, Other, Program, Row, Zip};
+use crate::program::{Ints, Map, Other, Program, Row, Zip};
 
 /// A region's value as the flat program knows it.
 #[derive(Clone, Copy)]
@@ -205,7 +206,7 @@ impl<'a> Builder<'a> {
                     if ints != Some(Ints::Ids) || !images {
                         return Err(unsupported(op, "it must put images at the tokens of the text"));
                     }
-                    let these = Images { token: p.token, width };
+                    let these = Placed { token: p.token, width };
                     if self.flat.images.replace(these).is_some_and(|others| others != these) {
                         return Err(unsupported(op, "one token stands for images, not several"));
                     }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use awqc_ir::images::Placed;
 use awqc_ir::op::Sdpa;
 use awqc_ir::panels::Panels;
 
@@ -13,7 +14,7 @@ use super::weights::Matrix;
 use crate::arena::Place;
 use crate::cache::CacheShape;
 use crate::experts::Choice;
-use crate::program::{Attend, Experts, Gather, Images, Linear, Product, Program, Rounded, Row, Stage};
+use crate::program::{Attend, Experts, Gather, Linear, Product, Program, Rounded, Row, Stage};
 
 /// Index of a value of the flat program.
 pub(super) type Var = usize;
@@ -102,7 +103,7 @@ pub(super) struct FlatProgram<'a> {
     /// Columns of every value.
     pub(super) widths: Vec<usize>,
     pub(super) steps: Vec<Flat<'a>>,
-    pub(super) images: Option<Images>,
+    pub(super) images: Option<Placed>,
     /// The values that the caller puts in place.
     pub(super) given: Vec<Var>,
     /// The values that the caller reads.

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 
 use awqc_exec::coverage::without_kernels;
 use awqc_exec::rowwise;
+use awqc_ir::images::Placed;
 use awqc_ir::inline::inline_fused;
 use awqc_ir::op::{GeluForm, Op, RopeTable};
 use awqc_ir::{FusedDef, Region, TensorSource, ValueId, Verified, WeightId};
@@ -28,7 +29,7 @@ use crate::CudaError;
 use crate::arch::Arch;
 use crate::emit::Source;
 use crate::kernels::rows::{Map, Zip};
-use crate::plan::{Images, Ints, Plan, Table, VERSION};
+use crate::plan::{Ints, Plan, Table, VERSION};
 
 pub use constants::check;
 pub use product::{Product, product};
@@ -161,7 +162,7 @@ struct Builder<'a> {
     tables: Vec<Table>,
     /// Bytes of a position in each cache.
     caches: Vec<usize>,
-    images: Option<Images>,
+    images: Option<Placed>,
     flat: FlatProgram,
 }
 
@@ -258,7 +259,7 @@ impl Builder<'_> {
                     let (Some(Entry::Ints(Ints::Ids)), Some(Entry::Images)) = (operands.get(1), operands.get(2)) else {
                         return Err(unsupported("it must put images at the tokens of the text"));
                     };
-                    let these = Images { token: p.token, width };
+                    let these = Placed { token: p.token, width };
                     if self.images.replace(these).is_some_and(|others| others != these) {
                         return Err(unsupported("one token stands for images, not several"));
                     }
